@@ -1,0 +1,2 @@
+//! vgen
+fn main() {}

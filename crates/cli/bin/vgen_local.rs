@@ -1,0 +1,2 @@
+//! vgen_local
+fn main() {}

@@ -1,0 +1,20 @@
+//! The words that every part of vgen uses: rows, messages, images, sampling parameters, generations, the
+//! [`Backend`] trait and the [`Fault`] that every error becomes.
+//!
+//! This crate names no tensor, async or HTTP library.
+
+mod backend;
+mod fault;
+mod generation;
+mod image;
+mod message;
+mod row;
+mod sampling;
+
+pub use backend::{Backend, CancelToken, Reply, Request, Response};
+pub use fault::{Fault, FaultClass};
+pub use generation::{FinishReason, Generation, Timings, TokenLogprob, TopLogprob, Usage};
+pub use image::{ImageRef, PixelTiles};
+pub use message::{Content, Message, Part, Role};
+pub use row::{Row, RowError};
+pub use sampling::{Constraint, SamplingParams};

@@ -1,0 +1,1 @@
+//! distilabel's `TextGenerationWithImage`: rows to prompts and images, answers to output columns.
