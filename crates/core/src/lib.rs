@@ -10,6 +10,7 @@ mod image;
 mod message;
 mod row;
 mod sampling;
+mod secret;
 
 pub use backend::{Backend, CancelToken, Reply, Request, Response};
 pub use fault::{Fault, FaultClass};
@@ -18,3 +19,4 @@ pub use image::{ImageRef, PixelTiles};
 pub use message::{Content, Message, Part, Role};
 pub use row::{Row, RowError};
 pub use sampling::{Constraint, SamplingParams};
+pub use secret::Secret;
