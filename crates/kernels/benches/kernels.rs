@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
+use vgen_kernels::attention::{Heads, vision_attention};
 use vgen_kernels::{Format, PackedLinear, threads};
 
 fn noise(len: usize, seed: u64) -> Vec<f32> {
@@ -148,11 +149,47 @@ fn linear(limits: &Limits, format: Format, m: usize, n: usize, k: usize, candle:
     println!();
 }
 
+/// Attention of one image, against candle's products and softmax on whole score matrices.
+fn vision(tokens: usize, heads: usize, d: usize) {
+    let shape = Heads::full(heads, d);
+    let len = tokens * heads * d;
+    let (q, k, v) = (noise(len, 1), noise(len, 2), noise(len, 3));
+    let tensor = |x: &[f32]| {
+        let x = Tensor::from_slice(x, (tokens, heads, d), &Device::Cpu).unwrap();
+        x.transpose(0, 1).unwrap().contiguous().unwrap()
+    };
+    let (qt, kt, vt) = (tensor(&q), tensor(&k), tensor(&v));
+    let mut out = vec![0.0; len];
+    let mut ours = || vision_attention(&q, &k, &v, &shape, None, None, &mut out).unwrap();
+    let mut theirs = || {
+        let s = (qt.matmul(&kt.t().unwrap()).unwrap() * f64::from(shape.scale)).unwrap();
+        let max = s.max_keepdim(2).unwrap();
+        let p = s.broadcast_sub(&max).unwrap().exp().unwrap();
+        let p = p.broadcast_div(&p.sum_keepdim(2).unwrap()).unwrap();
+        drop(p.matmul(&vt).unwrap());
+    };
+    let mut spin = spin;
+    let times = contest(5, &mut [&mut ours, &mut spin, &mut theirs]);
+    let flops = 4.0 * (tokens * tokens * heads * d) as f64;
+    println!(
+        "attention vision {tokens} x {heads} x {d}: {:.1} ms, {:.1} GFLOP/s = {:.0} % of f32 peak then; candle unfused f32 {:.1} ms: {:.2}x",
+        times[0].0 * 1e3,
+        flops / times[0].0 / 1e9,
+        100.0 * flops / times[0].0 / 1e9 / peak(times[1].0),
+        times[2].0 * 1e3,
+        times[2].0 / times[0].0,
+    );
+}
+
 fn main() {
     let filter = std::env::args().skip(1).next().filter(|a| !a.starts_with("--")).unwrap_or_default();
     let wanted = |part: &str| part.contains(&filter);
     let limits = Limits { gflops: peak(contest(5, &mut [&mut spin])[0].1), gbs: read_bandwidth() };
     println!("{} threads, f32 peak {:.0} GFLOP/s, reading {:.1} GB/s", threads::limit(), limits.gflops, limits.gbs);
+    if wanted("attention") {
+        vision(1608, 16, 80);
+        vision(3202, 16, 80);
+    }
     let rows: Option<usize> = std::env::args().skip_while(|a| a != "--rows").nth(1).and_then(|rows| rows.parse().ok());
     for format in [Format::F32] {
         if wanted(&format!("linear {format:?}")) {

@@ -11,10 +11,13 @@
 //! * **One thread pool**: rayon's global one, within the limit set in [`threads`]. Small work stays on the caller.
 
 mod aligned;
+pub mod attention;
 pub mod cpu;
 mod error;
+mod exp;
 mod linear;
 mod linear_f32;
+mod multiversion;
 mod product;
 pub mod threads;
 #[cfg(target_arch = "x86_64")]

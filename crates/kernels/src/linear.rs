@@ -233,4 +233,4 @@ impl CustomOp1 for LinearOp<'_> {
 
 #[cfg(test)]
 #[path = "linear_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -115,7 +115,7 @@ pub(crate) fn interleave(x: &[f32], rows: usize, k: usize, packed: &mut [u8]) {
 
 /// # Safety
 /// As for [`Kernel::tile`].
-unsafe fn tile_portable(
+pub(crate) unsafe fn tile_portable(
     a: *const f32,
     w: *const f32,
     rows: usize,

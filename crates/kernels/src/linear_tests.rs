@@ -39,7 +39,7 @@ fn reference(x: &[f32], w: &[f32], n: usize, k: usize) -> Vec<(f64, f64)> {
     out
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
+pub(crate) fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 

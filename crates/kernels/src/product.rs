@@ -67,7 +67,7 @@ pub(crate) trait Kernel: Sync {
 pub(crate) type Finish<'a> = &'a (dyn Fn(usize, usize, &mut [f32]) + Sync);
 
 /// Cuts `rows` rows into blocks of nearly equal size, none above `max`.
-fn row_blocks(rows: usize, max: usize) -> Vec<RowBlock> {
+pub(crate) fn row_blocks(rows: usize, max: usize) -> Vec<RowBlock> {
     let count = rows.div_ceil(max);
     let mut start = 0;
     (0..count)
