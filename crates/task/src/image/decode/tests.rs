@@ -104,13 +104,12 @@ fn what_is_no_image() {
 
 #[test]
 fn what_is_cut_off() {
-    for (name, keep) in
-        [("rgb.png", 300), ("rgb.jpg", 400), ("progressive.jpg", 600), ("rgb.webp", 100), ("rgb.bmp", 200)]
-    {
+    for name in ["rgb.png", "rgb.jpg", "progressive.jpg", "rgb.webp", "rgb.bmp", "rgb.tiff"] {
         let bytes = file(name);
-        assert!(bytes.len() > keep, "{name} has {} bytes", bytes.len());
-        assert_eq!(code(decode(&bytes[..keep], name, &ImageLimits::default())), "image.decode", "{name}");
-        assert_eq!(code(decode(&bytes[..20], name, &ImageLimits::default())), "image.decode", "{name}");
+        for keep in [20, bytes.len() / 2, bytes.len() * 9 / 10] {
+            let cut = decode(&bytes[..keep], name, &ImageLimits::default());
+            assert_eq!(code(cut), "image.decode", "{name} at {keep}");
+        }
     }
 }
 
