@@ -11,6 +11,7 @@ mod image;
 mod message;
 mod row;
 mod sampling;
+mod secret;
 
 pub use attention_span::image_spans;
 pub use backend::{Backend, CancelToken, Reply, Request, Response};
@@ -20,3 +21,4 @@ pub use image::{ImageRef, PixelTiles};
 pub use message::{Content, Message, Part, Role};
 pub use row::{Row, RowError};
 pub use sampling::{Constraint, SamplingParams};
+pub use secret::Secret;
