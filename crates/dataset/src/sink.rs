@@ -23,3 +23,17 @@ pub trait RowSink: Send {
     /// As [`RowSink::write`].
     fn finish(&mut self) -> Result<(), Fault>;
 }
+
+impl<S: RowSink + ?Sized> RowSink for Box<S> {
+    fn write(&mut self, number: u64, rows: &[Row]) -> Result<(), Fault> {
+        (**self).write(number, rows)
+    }
+
+    fn flush(&mut self) -> Result<(), Fault> {
+        (**self).flush()
+    }
+
+    fn finish(&mut self) -> Result<(), Fault> {
+        (**self).finish()
+    }
+}

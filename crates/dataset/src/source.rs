@@ -53,3 +53,17 @@ pub trait RowSource: Send {
     /// A fault of class `Stop` (codes `input.*`) when nothing more can be read.
     fn next_row(&mut self) -> Result<Option<SourceRow>, Fault>;
 }
+
+impl<S: RowSource + ?Sized> RowSource for Box<S> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    fn folder(&self) -> Option<&Path> {
+        (**self).folder()
+    }
+
+    fn next_row(&mut self) -> Result<Option<SourceRow>, Fault> {
+        (**self).next_row()
+    }
+}
