@@ -492,6 +492,14 @@ mod tests {
             let known = KEYS.iter().chain(local).any(|key| (key.table, key.name) == (table, name));
             assert!(known, "[{table}] {name}");
         }
-        assert_eq!(settings.iter().count(), 57);
+        let given: Vec<_> = line.split_whitespace().filter(|word| word.starts_with("--")).collect();
+        assert_eq!(settings.iter().count(), given.len());
+        // What is not in the line has no key of its own, or excludes another flag of the line.
+        let others = ["--demo", "--image", "--prompt", "--json-schema", "--choice", "--print-config", "--color"];
+        for flag in LocalArgs::command().get_arguments().filter_map(|arg| arg.get_long()) {
+            let flag = format!("--{flag}");
+            let seen = given.iter().any(|word| word.split('=').next() == Some(&flag));
+            assert!(seen || others.contains(&flag.as_str()), "{flag}");
+        }
     }
 }

@@ -9,6 +9,7 @@ mod commands;
 mod config_file;
 mod demo;
 pub mod exit;
+mod hub;
 mod interrupt;
 mod keys;
 mod local;

@@ -78,7 +78,6 @@ pub(crate) fn ask(config: &Config, prompt: &str, images: &[String], messages: &M
 
 /// The row that asks the question: the prompt in the task's one column, the images in its image column.
 fn row(task: &TextGenerationWithImage, prompt: &str, images: &[String]) -> Result<Row, Fault> {
-    let inputs = task.input_columns();
     let config = task.config();
     let columns = config.columns.clone().unwrap_or_else(|| vec!["instruction".to_owned()]);
     let [column] = columns.as_slice() else {
@@ -87,7 +86,6 @@ fn row(task: &TextGenerationWithImage, prompt: &str, images: &[String]) -> Resul
     };
     let dataset_name = |column: &str| config.input_mappings.get(column).cloned().unwrap_or_else(|| column.to_owned());
     let image_column = dataset_name(config.image_column.as_deref().unwrap_or("image"));
-    debug_assert!(inputs.iter().any(|(name, _)| *name == image_column));
     let mut row = Row::new();
     let set = |result: Result<(), vgen_core::RowError>| {
         result.map_err(|error| Fault::stop("usage.prompt", error.to_string()))
