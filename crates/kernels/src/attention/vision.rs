@@ -1,0 +1,120 @@
+//! Attention of one image's tokens among themselves.
+
+use super::tile::{Keys, ROWS, Rows, attend};
+use super::{BLOCK, Heads};
+use crate::cpu::Level;
+use crate::error::{Error, Result, check_len};
+use crate::exp::LOG2_E;
+use crate::threads::{self, Shared};
+
+struct VisionRows<'a> {
+    heads: &'a Heads,
+    first: usize,
+    head: usize,
+    tokens: usize,
+    pad: Option<&'a [bool]>,
+    bias: Option<&'a [f32]>,
+    bias_of_pad: Option<&'a [f32]>,
+}
+
+impl Rows for VisionRows<'_> {
+    fn offset(&self, row: usize) -> usize {
+        ((self.first + row) * self.heads.query + self.head) * self.heads.dim
+    }
+
+    fn visible(&self, _row: usize) -> usize {
+        self.tokens
+    }
+
+    fn bias(&self, row: usize) -> Option<&[f32]> {
+        match self.pad {
+            Some(pad) if pad[self.first + row] => self.bias_of_pad,
+            _ => self.bias,
+        }
+    }
+}
+
+/// Every token sees every token, except that padding does not see padding.
+///
+/// `q`, `k`, `v` and `out` are `[tokens, heads, d]`. `key_bias`, if given, has one value per token that is added to the
+/// scaled scores of that token as a key (the logarithm of a count where one token stands for several equal ones).
+/// `pad`, if given, marks padding: query i sees key j unless both are marked.
+///
+/// # Errors
+/// If the lengths don't fit the heads and each other, or `heads` has fewer key than query heads.
+#[allow(clippy::too_many_arguments)] // the tensors of the operation
+pub fn vision_attention(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    heads: &Heads,
+    key_bias: Option<&[f32]>,
+    pad: Option<&[bool]>,
+    out: &mut [f32],
+) -> Result<()> {
+    vision_attention_at(Level::current(), q, k, v, heads, key_bias, pad, out)
+}
+
+#[allow(clippy::too_many_arguments)] // as above
+pub(super) fn vision_attention_at(
+    level: Level,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    heads: &Heads,
+    key_bias: Option<&[f32]>,
+    pad: Option<&[bool]>,
+    out: &mut [f32],
+) -> Result<()> {
+    heads.check()?;
+    if heads.query != heads.kv {
+        return Err(Error::Size { what: "key heads", got: heads.kv, rule: "the number of query heads" });
+    }
+    let tokens = q.len() / heads.query_row();
+    check_len("queries", q.len(), tokens * heads.query_row())?;
+    check_len("keys", k.len(), q.len())?;
+    check_len("values", v.len(), q.len())?;
+    check_len("attention output", out.len(), q.len())?;
+    if let Some(bias) = key_bias {
+        check_len("key bias", bias.len(), tokens)?;
+    }
+    if let Some(pad) = pad {
+        check_len("pad marks", pad.len(), tokens)?;
+    }
+
+    // Biases in the units of exp2, for ordinary and for padding queries, filled up to whole blocks.
+    let padded = tokens.next_multiple_of(BLOCK);
+    let bias = key_bias.map(|bias| {
+        let mut bias: Vec<f32> = bias.iter().map(|b| b * LOG2_E).collect();
+        bias.resize(padded, 0.0);
+        bias
+    });
+    let bias_of_pad = pad.map(|pad| {
+        let mut blocked = bias.clone().unwrap_or_else(|| vec![0.0; padded]);
+        for (b, pad) in blocked.iter_mut().zip(pad) {
+            if *pad {
+                *b = f32::NEG_INFINITY;
+            }
+        }
+        blocked
+    });
+
+    let passes = tokens.div_ceil(ROWS);
+    let per_pass = tokens.div_ceil(passes.max(1));
+    let shared = Shared(out.as_mut_ptr());
+    let threads = threads::for_work(2 * tokens * tokens * heads.query_row() / 40);
+    threads::run(threads, passes * heads.query, |task| {
+        let (head, first) = (task / passes, task % passes * per_pass);
+        let rows =
+            VisionRows { heads, first, head, tokens, pad, bias: bias.as_deref(), bias_of_pad: bias_of_pad.as_deref() };
+        let at = head * heads.dim;
+        let keys = Keys { k: &k[at..], v: &v[at..], len: tokens, stride: heads.key_row() };
+        let count = per_pass.min(tokens.saturating_sub(first));
+        // SAFETY: offsets lie in `out`, whose length was checked; no two tasks have the same head and token.
+        #[allow(unsafe_code)]
+        unsafe {
+            attend(level, heads, q, &rows, count, &[keys], shared);
+        }
+    });
+    Ok(())
+}

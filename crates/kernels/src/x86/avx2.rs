@@ -1,0 +1,54 @@
+//! Tiles in AVX2 and FMA: up to 6 rows by 32 outputs, the outputs in one pass or two as registers allow.
+#![allow(unsafe_code)] // vector instructions and pointers
+
+use std::arch::x86_64::*;
+
+use crate::linear_f32::TileF32;
+use crate::product::PANEL;
+
+/// By number of rows, less one.
+pub(crate) const TILES_F32: [TileF32; 6] =
+    [tile_f32::<1, 4>, tile_f32::<2, 4>, tile_f32::<3, 4>, tile_f32::<4, 2>, tile_f32::<5, 2>, tile_f32::<6, 2>];
+
+/// V vectors of 8 outputs a pass.
+///
+/// # Safety
+/// `a` has `k x R` floats, `w` `k x PANEL` floats, `out` R rows of PANEL floats; the machine has AVX2 and FMA.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn tile_f32<const R: usize, const V: usize>(
+    a: *const f32,
+    w: *const f32,
+    k: usize,
+    out: *mut f32,
+    stride: usize,
+    first: bool,
+) {
+    for pass in 0..PANEL / (8 * V) {
+        // SAFETY: the pass's outputs lie within the panel and the tile.
+        let (w, out) = unsafe { (w.add(pass * 8 * V), out.add(pass * 8 * V)) };
+        let mut sums = [[_mm256_setzero_ps(); V]; R];
+        for i in 0..k {
+            // SAFETY: i < k.
+            let w: [__m256; V] = std::array::from_fn(|v| unsafe { _mm256_loadu_ps(w.add(i * PANEL + 8 * v)) });
+            for (r, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: i < k and r < R.
+                let x = _mm256_set1_ps(unsafe { *a.add(i * R + r) });
+                for v in 0..V {
+                    sums[v] = _mm256_fmadd_ps(x, w[v], sums[v]);
+                }
+            }
+        }
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (v, mut sum) in sums.into_iter().enumerate() {
+                // SAFETY: the tile has R rows of PANEL floats.
+                unsafe {
+                    let out = out.add(r * stride + 8 * v);
+                    if !first {
+                        sum = _mm256_add_ps(_mm256_loadu_ps(out), sum);
+                    }
+                    _mm256_storeu_ps(out, sum);
+                }
+            }
+        }
+    }
+}
