@@ -34,19 +34,18 @@ fn paths_of_images_are_relative_to_the_input() {
 #[test]
 fn rows_that_cannot_be_rendered_are_told_and_counted() {
     let scratch = Scratch::with("{\"other\": 1}\n{\"instruction\": \"x\"}\n{broken\n", "");
-    let ended = scratch.vgen(&["render", "run.toml", "--output", "-"]).exits(1);
+    let ended = scratch.vgen(&["render", "run.toml"]).exits(1);
     let lines = parse(&ended.stdout);
     assert_eq!(lines[0]["error"]["code"], "row.missing_column");
     assert_eq!(lines[1]["messages"][0]["role"], "user");
     assert_eq!(lines[2]["error"]["code"], "row.json");
+    // The config's output is for answers.
+    assert!(!scratch.path("out.jsonl").exists());
 }
 
 #[test]
 fn the_limit_holds_and_an_empty_input_is_an_error() {
     let scratch = Scratch::with("{\"instruction\": \"x\"}\n{\"instruction\": \"y\"}\n", "");
-    assert_eq!(
-        scratch.vgen(&["render", "run.toml", "--output", "-", "--limit", "1"]).exits(0).stdout.lines().count(),
-        1
-    );
+    assert_eq!(scratch.vgen(&["render", "run.toml", "--limit", "1"]).exits(0).stdout.lines().count(), 1);
     scratch.vgen(&["render", "--input", "-"]).exits(3).says("input stdin has no rows");
 }

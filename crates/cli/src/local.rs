@@ -13,5 +13,5 @@ pub(crate) fn open(table: &LocalTable, _images: &Images, _messages: &Messages) -
         return Err(Fault::stop("usage.model", "no model is named")
             .with_hint("name a folder or a repository with --model, or try --demo"));
     };
-    Err(Fault::stop("model.unsupported", format!("{model}: TEMP")))
+    Err(Fault::stop("model.no_engine", format!("model {model} can't run: this build has no local engine")))
 }

@@ -60,6 +60,11 @@ impl Settings {
         self.flag(key, flag, (!values.is_empty()).then_some(values));
     }
 
+    /// Forgets a value.
+    pub(crate) fn unset(&mut self, table: &str, name: &str) {
+        self.entries.remove(&(table.to_owned(), name.to_owned()));
+    }
+
     /// Lays another layer over this one. A backend of another kind replaces the whole table.
     pub(crate) fn overlay(&mut self, over: Settings) {
         let kind = |settings: &Settings| settings.get("backend", "kind").map(|setting| setting.value.clone());

@@ -57,7 +57,11 @@ pub(crate) fn run(args: RunCommand, messages: &Messages) -> Result<u8, Fault> {
 pub(crate) fn render(args: RenderCommand, messages: &Messages) -> Result<u8, Fault> {
     let mut settings = Settings::default();
     match &args.config {
-        Some(config) => settings = config_file::read(config)?,
+        Some(config) => {
+            settings = config_file::read(config)?;
+            // That file is for answers.
+            settings.unset("output", "path");
+        }
         None => settings.set("backend", "kind", "local".into(), Origin::Command("vgen render")),
     }
     settings.overlay(args.settings());
