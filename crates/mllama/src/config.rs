@@ -314,7 +314,8 @@ impl TextConfig {
 
 impl RopeConfig {
     fn from_raw(raw: Option<RawRope>, theta: Option<f64>, vision: bool) -> Result<Self> {
-        let theta = raw.as_ref().and_then(|r| r.rope_theta).or(theta).unwrap_or(if vision { 500_000.0 } else { 10_000.0 });
+        let theta =
+            raw.as_ref().and_then(|r| r.rope_theta).or(theta).unwrap_or(if vision { 500_000.0 } else { 10_000.0 });
         let scaling = match raw {
             None => None,
             Some(raw) => match raw.rope_type.as_deref() {

@@ -130,11 +130,8 @@ impl Model {
                 observer("output", &output);
                 observer("projected", &projected);
             }
-            let states = VisionStates {
-                projected,
-                live_tokens: layout.live_tokens(),
-                unused_weight: layout.unused_weight(),
-            };
+            let states =
+                VisionStates { projected, live_tokens: layout.live_tokens(), unused_weight: layout.unused_weight() };
             encoded.push(self.text.cross_kv(&states)?);
             self.counters.image_projections.fetch_add(1, Ordering::Relaxed);
         }

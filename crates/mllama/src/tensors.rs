@@ -74,10 +74,7 @@ impl List {
         self.add("vision_model.patch_embedding.weight", &[h, c.num_channels, c.patch_size, c.patch_size]);
         self.add("vision_model.gated_positional_embedding.embedding", &[c.patches(), h]);
         self.add("vision_model.gated_positional_embedding.gate", &[1]);
-        self.add(
-            "vision_model.gated_positional_embedding.tile_embedding.weight",
-            &[ids, tiles * c.patches() * h],
-        );
+        self.add("vision_model.gated_positional_embedding.tile_embedding.weight", &[ids, tiles * c.patches() * h]);
         for side in ["pre", "post"] {
             self.add(format!("vision_model.{side}_tile_positional_embedding.embedding.weight"), &[ids, tiles * h]);
             self.add(format!("vision_model.{side}_tile_positional_embedding.gate"), &[1]);

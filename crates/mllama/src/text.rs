@@ -84,7 +84,8 @@ impl TextModel {
         progress: &dyn Fn(usize, usize),
     ) -> Result<Self> {
         let c = config;
-        let embedding = loader.tensor("language_model.model.embed_tokens.weight", &[c.embedding_rows, c.hidden_size])?;
+        let embedding =
+            loader.tensor("language_model.model.embed_tokens.weight", &[c.embedding_rows, c.hidden_size])?;
         let lm_head = if c.tie_word_embeddings {
             Linear::new(embedding.narrow(0, 0, c.vocab_size)?)
         } else {

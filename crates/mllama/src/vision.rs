@@ -247,7 +247,8 @@ impl VisionTower {
         if image.tile_size != c.image_size {
             return bad(format!("tiles of {} pixels, the model has {}", image.tile_size, c.image_size));
         }
-        if image.aspect_ratio_id > c.supported_aspect_ratios.len() || image.tiles() != c.live_tiles(image.aspect_ratio_id)
+        if image.aspect_ratio_id > c.supported_aspect_ratios.len()
+            || image.tiles() != c.live_tiles(image.aspect_ratio_id)
         {
             return bad(format!("aspect-ratio id {} with {} tiles", image.aspect_ratio_id, image.tiles()));
         }

@@ -1,0 +1,9 @@
+//! The programs as their users meet them: exit codes, standard output and error, files.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "a failed step fails the test")]
+
+mod configs;
+mod inputs;
+mod outputs;
+mod rendering;
+mod runs;
+mod support;
