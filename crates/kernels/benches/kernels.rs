@@ -191,7 +191,7 @@ fn main() {
         vision(3202, 16, 80);
     }
     let rows: Option<usize> = std::env::args().skip_while(|a| a != "--rows").nth(1).and_then(|rows| rows.parse().ok());
-    for format in [Format::F32] {
+    for format in [Format::F32, Format::Bf16, Format::Bf16Wide] {
         if wanted(&format!("linear {format:?}")) {
             for (m, n, k) in [
                 (1, 14336, 4096),

@@ -16,6 +16,7 @@ pub mod cpu;
 mod error;
 mod exp;
 mod linear;
+mod linear_bf16;
 mod linear_f32;
 mod multiversion;
 mod product;

@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
 use crate::cpu::Level;
 use crate::error::{Error, Result, check_len};
+use crate::linear_bf16::Bf16;
 use crate::linear_f32::F32;
 use crate::product;
 
@@ -36,6 +37,10 @@ impl Element for half::f16 {
 pub enum Format {
     /// 32-bit floats.
     F32,
+    /// bf16, activations rounded to bf16 as well (sums in f32).
+    Bf16,
+    /// bf16, activations kept in f32: the same bits as [`Format::F32`] with these weights.
+    Bf16Wide,
 }
 
 /// What is done to the product's outputs while they are still in the cache.
@@ -49,6 +54,7 @@ pub enum Epilogue<'a> {
 
 enum Weights {
     F32(F32),
+    Bf16(Bf16),
 }
 
 /// The weights `[n_out, k_in]` of a linear layer, packed once and used for any number of rows.
@@ -116,6 +122,8 @@ impl PackedLinear {
         }
         let weights = match format {
             Format::F32 => Weights::F32(F32::pack(n_out, k_in, level, row)),
+            Format::Bf16 => Weights::Bf16(Bf16::pack(n_out, k_in, true, level, row)),
+            Format::Bf16Wide => Weights::Bf16(Bf16::pack(n_out, k_in, false, level, row)),
         };
         Ok(Self { weights, n_out, k_in, format })
     }
@@ -143,6 +151,7 @@ impl PackedLinear {
     pub fn bytes(&self) -> usize {
         match &self.weights {
             Weights::F32(weights) => weights.bytes(),
+            Weights::Bf16(weights) => weights.bytes(),
         }
     }
 
@@ -174,6 +183,7 @@ impl PackedLinear {
     fn product(&self, x: &[f32], m: usize, out: &mut [f32], finish: Option<product::Finish<'_>>) {
         match &self.weights {
             Weights::F32(weights) => product::run(weights, x, m, out, finish),
+            Weights::Bf16(weights) => product::run(weights, x, m, out, finish),
         }
     }
 

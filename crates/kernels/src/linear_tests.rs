@@ -90,6 +90,48 @@ fn f32_rows_keep_their_bits() {
 }
 
 #[test]
+fn bf16_rows_keep_their_bits() {
+    rows_keep_their_bits(Format::Bf16, 70, 1100);
+    rows_keep_their_bits(Format::Bf16Wide, 70, 601);
+}
+
+#[test]
+fn bf16_with_wide_activations_has_the_bits_of_f32() {
+    for (m, n, k) in [(1, 40, 601), (7, 33, 256), (13, 64, 1030), (2, 1, 1)] {
+        let w: Vec<f32> = noise(n * k, 14).iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect();
+        let x = noise(m * k, 15);
+        for level in Level::available() {
+            let narrow = forward(&pack(level, Format::Bf16Wide, &w, n, k), &x, m);
+            let wide = forward(&pack(level, Format::F32, &w, n, k), &x, m);
+            assert_eq!(bits(&narrow), bits(&wide), "{level:?} {m}x{n}x{k}");
+        }
+    }
+}
+
+#[test]
+fn bf16_is_the_product_of_rounded_numbers() {
+    for (m, n, k) in [(1, 40, 601), (7, 33, 256), (13, 64, 1030), (29, 32, 64), (2, 1, 1)] {
+        let (x, w) = (noise(m * k, 16), noise(n * k, 17));
+        let rounded = |v: &[f32]| -> Vec<f32> { v.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect() };
+        let want = reference(&rounded(&x), &rounded(&w), n, k);
+        for level in Level::available() {
+            let out = forward(&pack(level, Format::Bf16, &w, n, k), &x, m);
+            for (got, (want, scale)) in out.iter().zip(&want) {
+                assert!((f64::from(*got) - want).abs() <= 1e-6 * scale, "{level:?} {m}x{n}x{k}: {got} against {want}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rounding_to_bf16_is_that_of_half() {
+    for bits in (0..=u32::MAX).step_by(9973).chain([0x7F80_0000, 0x7F80_0001, 0xFFFF_FFFF, 0x3F80_8000, 0x3F81_8000]) {
+        let want = half::bf16::from_f32(f32::from_bits(bits)).to_bits();
+        assert_eq!(crate::linear_bf16::round(bits), u32::from(want), "{bits:08x}");
+    }
+}
+
+#[test]
 fn more_rows_than_fit_the_scratch_keep_their_bits() {
     let (m, n, k) = (1700, 40, 300);
     let (x, w) = (noise(m * k, 5), noise(n * k, 6));
