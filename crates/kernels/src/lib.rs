@@ -18,8 +18,10 @@ mod exp;
 mod linear;
 mod linear_bf16;
 mod linear_f32;
+mod linear_quant;
 mod multiversion;
 mod product;
+pub mod quant;
 pub mod threads;
 #[cfg(target_arch = "x86_64")]
 mod x86;
