@@ -9,7 +9,8 @@ gated cross-attention), so it exercises every part of an inference engine, yet
 it trains in about an hour on one CPU core.
 
     python train.py --train --minutes 70        train from scratch, write the checkpoint
-    python train.py --make-eval                 write eval.jsonl and samples/
+    python train.py --make-eval                 write eval.jsonl
+    python train.py --make-samples              write samples/
     python train.py --evaluate                  exact-match accuracy on eval.jsonl
     python train.py --evaluate --blank          the same with the picture wiped out
     python train.py --check-golden M G I         compare the network with stored logits
@@ -242,9 +243,12 @@ def sample_size(rng, grid):
     return (a * TILE, b * TILE), (a * TILE, b * TILE), "exact"
 
 
-def sample_scene(rng, grid, level=1.0):
+def sample_scene(rng, grid, level=1.0, size=None):
     """A random scene on `grid`; `level` in 0..1 raises the number of shapes (curriculum)."""
-    size, (fh, fw), mode = sample_size(rng, grid)
+    if size is None:
+        size, (fh, fw), mode = sample_size(rng, grid)
+    else:
+        (fh, fw), mode = fitted_size(*size, grid), "given"
     base = rng.randint(228, 252)
     scene = Scene(size, (fh, fw), grid, mode, tuple(min(255, base + rng.randint(-5, 5)) for _ in range(3)))
     boxes = []
@@ -286,7 +290,7 @@ def sample_scene(rng, grid, level=1.0):
             scene.shapes.append(Shape(shape, colour, size_name, x, y, round(d, 1), rgb))
             break
     if not scene.shapes and not scene.number:
-        return sample_scene(rng, grid, level)
+        return sample_scene(rng, grid, level, size)
     scene.shapes.sort(key=lambda s: s.x)
     return scene
 
@@ -892,6 +896,7 @@ HEADS = {"what": 2 + len(SHAPES), "colour": len(COLOURS), "size": 2, "rank_x": 5
          "digit": 10, "digit_left": 4, "digit_right": 4}
 for _d in ("left", "right", "above", "below"):
     HEADS[f"{_d}_shape"], HEADS[f"{_d}_colour"] = len(SHAPES) + 1, len(COLOURS) + 1
+HEAD_WEIGHTS = {"what": 5.0, "digit": 2.0, "size": 2.0}
 COUNT_HEADS = ["all"] + SHAPES + COLOURS        # 0..5 of each, asked of every tile's class token
 IGNORE = -100
 
@@ -1024,8 +1029,10 @@ class Helpers(nn.Module):
             labels = labels.reshape(-1)
             index = (labels != IGNORE).nonzero().squeeze(1)
             if len(index):
-                loss = F.cross_entropy(out[index, at:at + classes], labels[index])
-                total = total + loss * (2.0 if name in ("what", "digit") else 0.5)
+                # Most patches are empty; what lies on the others is the hard part.
+                balance = torch.tensor([0.1] + [1.0] * (classes - 1)) if name == "what" else None
+                loss = F.cross_entropy(out[index, at:at + classes], labels[index], weight=balance)
+                total = total + loss * HEAD_WEIGHTS.get(name, 0.5)
                 report[name] = loss.detach()
             at += classes
         count = self.count(x[:, :, 0]).float().view(b, -1, len(COUNT_HEADS), 6)
@@ -1159,7 +1166,7 @@ def train(args):
         for group in adam.param_groups:
             group["lr"] = args.adam_lr * rate * group["scale"]
         # The helper tasks lead at first and step back as the answers take over.
-        loss, report = loss_of(next(data), 0.15 * (1 - progress) + 0.02)
+        loss, report = loss_of(next(data), 0.2 * (1 - progress) + 0.02)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(rest, 1.0)
         muon.step(args.muon_lr * rate)
@@ -1177,7 +1184,7 @@ def train(args):
         seen += 1
         if time.time() - shown > args.log_every:
             text = " ".join(f"{k} {sums[k] / sums['#' + k]:.3f}" for k in sums
-                            if k in ("lm", "hit", "exact", "what", "digit", "count", "place", "left_shape"))
+                            if k in ("lm", "hit", "exact", "what", "digit", "size", "count", "place", "left_shape"))
             log(f"step {step} progress {progress:.3f} level {level.value:.2f} "
                 f"{(time.time() - shown) / seen * 1000:.0f} ms/step  {text}")
             shown, sums, seen = time.time(), defaultdict(float), 0
@@ -1215,8 +1222,10 @@ def log(text):
 EVAL_GRIDS = [(1, 1), (1, 1), (1, 1), (1, 2), (1, 2), (2, 1), (2, 1), (2, 2), (1, 3), (3, 1), (2, 2), (1, 4), (4, 1)]
 
 
-def eval_rows(per_kind):
-    """Held-out (scene, question, answer, kind); the generator's seed space is apart from training's."""
+def eval_rows(per_kind, trained=frozenset()):
+    """Held-out (scene, question, answer, kind); the generator's seed space is apart from training's.
+
+    `trained` holds the hashes of scenes that a training run has drawn: those are passed over as well."""
     rng = random.Random("evaluation-1")
     rows, used = [], set()
     for kind in KINDS:
@@ -1227,6 +1236,8 @@ def eval_rows(per_kind):
                 continue
             pair = ask(scene, rng, kind)
             if pair is None or (pair[1] == "nothing" and rng.random() < 0.3) or scene.key() in used:
+                continue
+            if scene.key()[:16] in trained:
                 continue
             used.add(scene.key())
             rows.append((scene, *pair, kind))
@@ -1320,7 +1331,11 @@ def make_eval(args):
     """eval.jsonl, with the answers of this script's own network beside the true ones."""
     torch.set_num_threads(args.threads)
     model, tok = load_model(args.model), load_tokenizer(args.model)
-    rows = eval_rows(args.eval_rows)
+    record = args.state.with_name("scenes.bin")
+    data = record.read_bytes() if record.exists() else b""
+    trained = {data[i:i + 8].hex() for i in range(0, len(data), 8)}
+    log(f"{len(trained)} recorded training scenes")
+    rows = eval_rows(args.eval_rows, trained)
     images = [draw(scene) for scene, *_ in rows]
     texts = answer(model, tok, [(image, question) for image, (_, question, *_) in zip(images, rows)])
     with open(args.eval_file, "w", encoding="utf-8") as f:
@@ -1330,6 +1345,43 @@ def make_eval(args):
                 "answer": truth, "kind": kind, "reference": text, "tiles": f"{scene.grid[0]}x{scene.grid[1]}",
                 "resize": scene.mode, "scene": scene.key()[:16]}) + "\n")
     log(f"{len(rows)} rows, {sum(t == r[2] for r, t in zip(rows, texts))} right")
+
+
+SAMPLES = [     # file name, tiles, file size (width, height), kinds of questions
+    ("square", (1, 1), (64, 64), ["describe", "count_all"]),
+    ("small", (1, 1), (48, 46), ["colour"]),
+    ("wide", (1, 2), (256, 128), ["left", "exists"]),
+    ("tall", (2, 1), (128, 256), ["number", "above"]),
+    ("big", (2, 2), (320, 320), ["describe", "position"]),
+    ("banner", (1, 3), (384, 128), ["count_shape", "size"]),
+    ("column", (3, 1), (64, 192), ["shape"]),
+    ("ribbon", (1, 4), (512, 128), ["right", "number"]),
+]
+
+
+def make_samples(args):
+    """A few pictures for demonstrations.  Scenes are drawn until the model answers all their questions right."""
+    torch.set_num_threads(args.threads)
+    model, tok = load_model(args.model), load_tokenizer(args.model)
+    rng, lines = random.Random("samples-1"), []
+    folder = args.model / "samples"
+    folder.mkdir(exist_ok=True)
+    for name, grid, (w, h), kinds in SAMPLES:
+        assert choose_canvas(h, w) == grid
+        while True:
+            scene = sample_scene(rng, grid, size=(h, w))
+            pairs = [ask(scene, rng, kind) for kind in kinds]
+            if None in pairs or len(scene.shapes) < 2 or ("number" in kinds) != bool(scene.number):
+                continue
+            if any(a in ("nothing", "0") for _, a in pairs):
+                continue
+            image = draw(scene)
+            if answer(model, tok, [(image, q) for q, _ in pairs]) == [a for _, a in pairs]:
+                break
+        (folder / f"{name}.png").write_bytes(png(image))
+        lines += [json.dumps({"instruction": q, "image": f"{name}.png"}) + "\n" for q, _ in pairs]
+        log(f"{name} {pairs}")
+    (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def check_golden(model_dir, goldens, inputs):
@@ -1359,6 +1411,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--train", action="store_true")
     p.add_argument("--make-eval", action="store_true")
+    p.add_argument("--make-samples", action="store_true")
     p.add_argument("--evaluate", action="store_true")
     p.add_argument("--blank", action="store_true", help="evaluate with blank pictures of the same sizes")
     p.add_argument("--show-wrong", action="store_true")
@@ -1387,6 +1440,8 @@ def main():
         train(args)
     if args.make_eval:
         make_eval(args)
+    if args.make_samples:
+        make_samples(args)
     if args.evaluate:
         evaluate(args)
 

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use vgen_kernels::attention::{Heads, vision_attention};
+use vgen_kernels::quant::BlockFormat;
 use vgen_kernels::{Format, PackedLinear, threads};
 
 fn noise(len: usize, seed: u64) -> Vec<f32> {
@@ -191,7 +192,8 @@ fn main() {
         vision(3202, 16, 80);
     }
     let rows: Option<usize> = std::env::args().skip_while(|a| a != "--rows").nth(1).and_then(|rows| rows.parse().ok());
-    for format in [Format::F32] {
+    let blocks = [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4K].map(Format::Block);
+    for format in [Format::F32, Format::Bf16, Format::Bf16Wide].into_iter().chain(blocks) {
         if wanted(&format!("linear {format:?}")) {
             for (m, n, k) in [
                 (1, 14336, 4096),

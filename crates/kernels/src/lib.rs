@@ -16,9 +16,12 @@ pub mod cpu;
 mod error;
 mod exp;
 mod linear;
+mod linear_bf16;
 mod linear_f32;
+mod linear_quant;
 mod multiversion;
 mod product;
+pub mod quant;
 pub mod threads;
 #[cfg(target_arch = "x86_64")]
 mod x86;

@@ -4,8 +4,11 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
 use crate::cpu::Level;
 use crate::error::{Error, Result, check_len};
+use crate::linear_bf16::Bf16;
 use crate::linear_f32::F32;
+use crate::linear_quant::Quant;
 use crate::product;
+use crate::quant::BlockFormat;
 
 /// A number that weights can come as.
 pub trait Element: Copy + Sync {
@@ -36,6 +39,12 @@ impl Element for half::f16 {
 pub enum Format {
     /// 32-bit floats.
     F32,
+    /// bf16, activations rounded to bf16 as well (sums in f32).
+    Bf16,
+    /// bf16, activations kept in f32: the same bits as [`Format::F32`] with these weights.
+    Bf16Wide,
+    /// Blocks of 8 or 4 bits, activations quantised to 8 bits in blocks of 32. Same bits on every CPU.
+    Block(BlockFormat),
 }
 
 /// What is done to the product's outputs while they are still in the cache.
@@ -49,6 +58,8 @@ pub enum Epilogue<'a> {
 
 enum Weights {
     F32(F32),
+    Bf16(Bf16),
+    Quant(Quant),
 }
 
 /// The weights `[n_out, k_in]` of a linear layer, packed once and used for any number of rows.
@@ -116,8 +127,36 @@ impl PackedLinear {
         }
         let weights = match format {
             Format::F32 => Weights::F32(F32::pack(n_out, k_in, level, row)),
+            Format::Bf16 => Weights::Bf16(Bf16::pack(n_out, k_in, true, level, row)),
+            Format::Bf16Wide => Weights::Bf16(Bf16::pack(n_out, k_in, false, level, row)),
+            Format::Block(format) => {
+                let blocks = |r: usize, blocks: &mut [u8]| {
+                    let mut values = vec![0.0; k_in];
+                    row(r, &mut values);
+                    format.quantize_row(&values, blocks)
+                };
+                Weights::Quant(Quant::pack(n_out, k_in, format, level, &blocks)?)
+            }
         };
         Ok(Self { weights, n_out, k_in, format })
+    }
+
+    /// Packs weights that are quantised already: `blocks` are the `n_out` rows as a GGUF file holds them.
+    ///
+    /// # Errors
+    /// If `blocks` has another length than the shape gives, or `k_in` is no multiple of the block.
+    pub fn pack_blocks(format: BlockFormat, blocks: &[u8], n_out: usize, k_in: usize) -> Result<Self> {
+        if k_in == 0 || !k_in.is_multiple_of(format.block_len()) {
+            return Err(Error::Size { what: "k_in", got: k_in, rule: "a multiple of the quantised block" });
+        }
+        let bytes = format.row_bytes(k_in);
+        check_len("blocks", blocks.len(), n_out * bytes)?;
+        let row = |r: usize, to: &mut [u8]| {
+            to.copy_from_slice(&blocks[r * bytes..(r + 1) * bytes]);
+            Ok(())
+        };
+        let weights = Weights::Quant(Quant::pack(n_out, k_in, format, Level::current(), &row)?);
+        Ok(Self { weights, n_out, k_in, format: Format::Block(format) })
     }
 
     /// Number of outputs.
@@ -143,6 +182,8 @@ impl PackedLinear {
     pub fn bytes(&self) -> usize {
         match &self.weights {
             Weights::F32(weights) => weights.bytes(),
+            Weights::Bf16(weights) => weights.bytes(),
+            Weights::Quant(weights) => weights.bytes(),
         }
     }
 
@@ -174,6 +215,8 @@ impl PackedLinear {
     fn product(&self, x: &[f32], m: usize, out: &mut [f32], finish: Option<product::Finish<'_>>) {
         match &self.weights {
             Weights::F32(weights) => product::run(weights, x, m, out, finish),
+            Weights::Bf16(weights) => product::run(weights, x, m, out, finish),
+            Weights::Quant(weights) => product::run(weights, x, m, out, finish),
         }
     }
 

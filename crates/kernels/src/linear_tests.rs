@@ -4,6 +4,7 @@
 use candle_core::{Device, Tensor};
 
 use super::*;
+use crate::quant::BlockFormat;
 use crate::threads;
 
 /// Numbers in [-1, 1) that look random, from a fixed seed.
@@ -87,6 +88,146 @@ fn rows_keep_their_bits(format: Format, n: usize, k: usize) {
 #[test]
 fn f32_rows_keep_their_bits() {
     rows_keep_their_bits(Format::F32, 200, 600);
+}
+
+#[test]
+fn bf16_rows_keep_their_bits() {
+    rows_keep_their_bits(Format::Bf16, 70, 1100);
+    rows_keep_their_bits(Format::Bf16Wide, 70, 601);
+}
+
+#[test]
+fn bf16_with_wide_activations_has_the_bits_of_f32() {
+    for (m, n, k) in [(1, 40, 601), (7, 33, 256), (13, 64, 1030), (2, 1, 1)] {
+        let w: Vec<f32> = noise(n * k, 14).iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect();
+        let x = noise(m * k, 15);
+        for level in Level::available() {
+            let narrow = forward(&pack(level, Format::Bf16Wide, &w, n, k), &x, m);
+            let wide = forward(&pack(level, Format::F32, &w, n, k), &x, m);
+            assert_eq!(bits(&narrow), bits(&wide), "{level:?} {m}x{n}x{k}");
+        }
+    }
+}
+
+#[test]
+fn bf16_is_the_product_of_rounded_numbers() {
+    for (m, n, k) in [(1, 40, 601), (7, 33, 256), (13, 64, 1030), (29, 32, 64), (2, 1, 1)] {
+        let (x, w) = (noise(m * k, 16), noise(n * k, 17));
+        let rounded = |v: &[f32]| -> Vec<f32> { v.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect() };
+        let want = reference(&rounded(&x), &rounded(&w), n, k);
+        for level in Level::available() {
+            let out = forward(&pack(level, Format::Bf16, &w, n, k), &x, m);
+            for (got, (want, scale)) in out.iter().zip(&want) {
+                assert!((f64::from(*got) - want).abs() <= 1e-6 * scale, "{level:?} {m}x{n}x{k}: {got} against {want}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rounding_to_bf16_is_that_of_half() {
+    for bits in (0..=u32::MAX).step_by(9973).chain([0x7F80_0000, 0x7F80_0001, 0xFFFF_FFFF, 0x3F80_8000, 0x3F81_8000]) {
+        let want = half::bf16::from_f32(f32::from_bits(bits)).to_bits();
+        assert_eq!(crate::linear_bf16::round(bits), u32::from(want), "{bits:08x}");
+    }
+}
+
+const BLOCKS: [BlockFormat; 4] = [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q4K];
+
+#[test]
+fn quantised_rows_keep_their_bits() {
+    for format in BLOCKS {
+        rows_keep_their_bits(Format::Block(format), 70, 1312);
+    }
+}
+
+#[test]
+fn quantised_products_have_the_same_bits_at_every_level() {
+    for format in BLOCKS {
+        for (m, n, k) in [(1, 40, 32), (7, 33, 256), (13, 64, 1500), (6, 31, 2048), (2, 1, 1)] {
+            let (x, w) = (noise(m * k, 18), noise(n * k, 19));
+            let portable = forward(&pack(Level::Portable, Format::Block(format), &w, n, k), &x, m);
+            for level in Level::available() {
+                let out = forward(&pack(level, Format::Block(format), &w, n, k), &x, m);
+                assert_eq!(bits(&out), bits(&portable), "{format:?} {level:?} {m}x{n}x{k}");
+            }
+        }
+    }
+}
+
+#[test]
+fn quantised_products_are_those_of_the_dequantised_weights() {
+    for format in BLOCKS {
+        let (m, n, k) = (5, 50, 768);
+        let (x, w) = (noise(m * k, 20), noise(n * k, 21));
+        let mut values = vec![0.0; n * k];
+        let mut blocks = vec![0; n * format.row_bytes(k)];
+        for r in 0..n {
+            let blocks = &mut blocks[r * format.row_bytes(k)..(r + 1) * format.row_bytes(k)];
+            format.quantize_row(&w[r * k..(r + 1) * k], blocks).unwrap();
+            format.dequantize_row(blocks, &mut values[r * k..(r + 1) * k]).unwrap();
+        }
+        let linear = PackedLinear::pack_blocks(format, &blocks, n, k).unwrap();
+        let out = forward(&linear, &x, m);
+        assert_eq!(bits(&out), bits(&forward(&pack(Level::current(), Format::Block(format), &w, n, k), &x, m)));
+        let mut square = 0.0;
+        for (i, (got, (want, _))) in out.iter().zip(reference(&x, &values, n, k)).enumerate() {
+            // Each activation is off by at most half a step of its group: e / 2 with e = max|x| / 127 ≤ 1 / 127.
+            let bound: f64 =
+                values[i % n * k..(i % n + 1) * k].iter().map(|w| f64::from(w.abs()) / 254.0).sum::<f64>() + 1e-3;
+            let error = f64::from(*got) - want;
+            assert!(error.abs() <= bound, "{format:?}: {got} against {want}");
+            square += error * error;
+        }
+        // Errors of 768 terms mostly cancel: 1 / 127 / sqrt(12) · sqrt(k / 3) · rms(w).
+        let typical = (square / (m * n) as f64).sqrt();
+        let expected = 1.0 / 127.0 / 12f64.sqrt() * (k as f64 / 3.0).sqrt();
+        assert!(typical < 1.2 * expected, "{format:?}: typical error {typical}, expected {expected}");
+        assert!(typical > 0.3 * expected, "{format:?}: typical error {typical} is too good to be true");
+    }
+}
+
+#[test]
+fn extremes_of_quantised_numbers_do_not_overflow() {
+    // All weights and activations at their largest, of either sign, and a Q8_0 file with −128.
+    let k = 64;
+    for (sx, sw) in [(1.0, 1.0), (-1.0, 1.0), (1.0, -1.0), (-1.0, -1.0)] {
+        let x = vec![sx * 3.0; k];
+        let w = vec![sw * 2.0; 2 * k];
+        for level in Level::available() {
+            let out = forward(&pack(level, Format::Block(BlockFormat::Q8_0), &w, 2, k), &x, 1);
+            assert!((out[0] - sx * sw * 6.0 * k as f32).abs() < 0.2, "{level:?}: {out:?}");
+        }
+    }
+    let mut blocks = vec![0x80u8; 34];
+    blocks[..2].copy_from_slice(&half::f16::from_f32(1.0).to_le_bytes());
+    let row = |_: usize, to: &mut [u8]| {
+        to.copy_from_slice(&blocks);
+        Ok(())
+    };
+    for level in Level::available() {
+        let quant = Quant::pack(1, 32, BlockFormat::Q8_0, level, &row).unwrap();
+        let linear = PackedLinear {
+            weights: Weights::Quant(quant),
+            n_out: 1,
+            k_in: 32,
+            format: Format::Block(BlockFormat::Q8_0),
+        };
+        assert_eq!(forward(&linear, &[127.0; 32], 1), [-128.0 * 127.0 * 32.0], "{level:?}");
+        assert_eq!(forward(&linear, &[-127.0; 32], 1), [128.0 * 127.0 * 32.0], "{level:?}");
+    }
+}
+
+#[test]
+fn nan_passes_through_quantised_products() {
+    let (n, k) = (3, 96);
+    let mut x = noise(2 * k, 22);
+    x[40] = f32::NAN;
+    x[k + 70] = f32::INFINITY;
+    for format in BLOCKS {
+        let out = forward(&pack(Level::current(), Format::Block(format), &noise(n * k, 23), n, k), &x, 2);
+        assert!(out.iter().all(|v| v.is_nan()), "{format:?}: {out:?}");
+    }
 }
 
 #[test]

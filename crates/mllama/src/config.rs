@@ -17,6 +17,8 @@ pub struct Config {
     pub vision: Option<VisionConfig>,
     /// Id of `<|image|>`.
     pub image_token: Option<u32>,
+    /// Tokens that end a generation, where `generation_config.json` doesn't say.
+    pub eos: Vec<u32>,
 }
 
 /// The text layers, self- and cross-attention together.
@@ -206,16 +208,19 @@ impl Config {
         };
         let config = match architecture.as_str() {
             MLLAMA => {
-                let text = raw.text_config.ok_or_else(|| Error::Config("text_config is missing".into()))?;
+                let text_value = raw.text_config.ok_or_else(|| Error::Config("text_config is missing".into()))?;
                 let vision = raw.vision_config.ok_or_else(|| Error::Config("vision_config is missing".into()))?;
-                let text = TextConfig::from_raw(&text, INPUT_ONLY_TOKENS)?;
+                let text = TextConfig::from_raw(&text_value, INPUT_ONLY_TOKENS)?;
                 Self {
                     image_token: Some(raw.image_token_index.unwrap_or(text.vocab_size as u32)),
                     vision: Some(VisionConfig::from_raw(vision)?),
+                    eos: eos(&text_value),
                     text,
                 }
             }
-            LLAMA => Self { text: TextConfig::from_raw(&value, 0)?, vision: None, image_token: None },
+            LLAMA => {
+                Self { text: TextConfig::from_raw(&value, 0)?, vision: None, image_token: None, eos: eos(&value) }
+            }
             _ => return Err(Error::Architecture(architecture)),
         };
         if let Some(id) = config.image_token
@@ -225,6 +230,16 @@ impl Config {
         }
         Ok(config)
     }
+}
+
+/// One id or a list of them.
+fn eos(text: &Value) -> Vec<u32> {
+    let ids = match text.get("eos_token_id") {
+        Some(Value::Array(ids)) => ids.clone(),
+        Some(id) => vec![id.clone()],
+        None => Vec::new(),
+    };
+    ids.iter().filter_map(Value::as_u64).filter_map(|id| u32::try_from(id).ok()).collect()
 }
 
 fn check(ok: bool, message: impl FnOnce() -> String) -> Result<()> {

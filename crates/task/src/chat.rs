@@ -329,3 +329,6 @@ impl JsonWriter {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

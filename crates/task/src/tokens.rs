@@ -263,6 +263,11 @@ impl Tokenizer {
         &self.special_ids
     }
 
+    /// The tokenizer of the tokenizers crate; set not to recognise special tokens in text.
+    pub fn inner(&self) -> &tokenizers::Tokenizer {
+        &self.inner
+    }
+
     /// The model's ids that this tokenizer was checked with.
     pub fn ids(&self) -> &TokenIds {
         &self.ids

@@ -1,7 +1,7 @@
 //! Self-attention of text: ragged sequences, each over its own store of keys and values.
 
 use super::Heads;
-use super::tile::{Keys, ROWS, Rows, attend};
+use super::tile::{Keys, ROWS_AND_PACK, Rows, attend};
 use crate::cpu::Level;
 use crate::error::{Result, check_len};
 use crate::linear::Element;
@@ -73,7 +73,7 @@ pub(super) fn causal_attention_at<T: Element>(
     check_len("queries", q.len(), rows * heads.query_row())?;
     super::cross::check_spans(rows, sequences.iter().map(|s| (s.q_start, s.q_len)))?;
     out.fill(0.0);
-    let per_pass = (ROWS / heads.group()).max(1);
+    let per_pass = (ROWS_AND_PACK / heads.group()).max(1);
     let (mut passes, mut cost) = (Vec::new(), 0);
     for sequence in sequences {
         let keys = (sequence.past_len + sequence.q_len) * heads.key_row();
@@ -94,7 +94,7 @@ pub(super) fn causal_attention_at<T: Element>(
         let rows =
             CausalRows { heads, first: sequence.q_start + token, visible: sequence.past_len + token + 1, kv_head };
         let at = kv_head * heads.dim;
-        let keys = Keys {
+        let keys = Keys::Rows {
             k: &sequence.k[at..],
             v: &sequence.v[at..],
             len: sequence.past_len + sequence.q_len,

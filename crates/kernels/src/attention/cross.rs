@@ -1,7 +1,7 @@
 //! Cross-attention: ragged text queries over the keys of images, which many rows may share.
 
 use super::Heads;
-use super::tile::{Keys, ROWS, Rows, attend};
+use super::tile::{Keys, ROWS_AND_PACK, Rows, attend};
 use crate::cpu::Level;
 use crate::error::{Error, Result, check_len};
 use crate::linear::Element;
@@ -76,7 +76,7 @@ pub(super) fn cross_attention_at<T: Element>(
     check_len("queries", q.len(), rows * heads.query_row())?;
     check_spans(rows, spans.iter().map(|s| (s.q_start, s.q_len)))?;
     out.fill(0.0);
-    let per_pass = (ROWS / heads.group()).max(1);
+    let per_pass = (ROWS_AND_PACK / heads.group()).max(1);
     let (mut passes, mut cost) = (Vec::new(), 0);
     for span in spans {
         let mut keys = 0;
@@ -101,7 +101,7 @@ pub(super) fn cross_attention_at<T: Element>(
         let stride = heads.key_row();
         let seen = span.images.iter().filter(|image| !image.k.is_empty());
         let keys: Vec<_> = seen
-            .map(|image| Keys { k: &image.k[at..], v: &image.v[at..], len: image.k.len() / stride, stride })
+            .map(|image| Keys::Rows { k: &image.k[at..], v: &image.v[at..], len: image.k.len() / stride, stride })
             .collect();
         let rows = CrossRows { heads, first: span.q_start + token, kv_head };
         // SAFETY: offsets lie in `out`, spans don't overlap (both checked), and no two passes have the same span, key

@@ -11,18 +11,62 @@ use crate::multiversion::by_level;
 use crate::product::{PANEL, RowBlock, row_blocks};
 use crate::threads::Shared;
 
-/// Query rows of one pass: a multiple of the rows that the tiles take, large enough to pay for packing the keys.
-pub(crate) const ROWS: usize = 120;
+/// Query rows of one pass over keys that were packed before: a multiple of the rows that the tiles take.
+pub(super) const ROWS: usize = 120;
+
+/// Query rows of one pass that packs its keys itself: enough to pay for it, few enough for the second-level cache.
+pub(super) const ROWS_AND_PACK: usize = 480;
 
 /// Lanes over which maxima and sums are taken.
 const LANES: usize = 16;
 
-/// Keys and values of one head: `len` rows that start `stride` apart.
-pub(super) struct Keys<'a, T> {
-    pub(super) k: &'a [T],
-    pub(super) v: &'a [T],
-    pub(super) len: usize,
-    pub(super) stride: usize,
+/// Keys and values of one head.
+pub(super) enum Keys<'a, T> {
+    /// `len` rows that start `stride` apart.
+    Rows { k: &'a [T], v: &'a [T], len: usize, stride: usize },
+    /// `len` rows as [`pack_block`] leaves them, block by block.
+    Packed { k: &'a [f32], v: &'a [f32], len: usize },
+}
+
+impl<T> Keys<'_, T> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Rows { len, .. } | Self::Packed { len, .. } => *len,
+        }
+    }
+}
+
+/// Floats of a packed block of keys, and of one of values.
+pub(super) fn packed_sizes(d: usize) -> (usize, usize) {
+    (BLOCK * d, BLOCK * d.next_multiple_of(LANES))
+}
+
+/// Packs one block: keys to panels `[d][PANEL]`, values to rows filled up to whole vectors. `k` and `v` start at the
+/// block's first row and hold `keys` rows `stride` apart.
+pub(super) fn pack_block<T: Element>(
+    (k, v): (&[T], &[T]),
+    (keys, stride, d): (usize, usize, usize),
+    k_block: &mut [f32],
+    v_block: &mut [f32],
+) {
+    for (p, panel) in k_block.chunks_exact_mut(d * PANEL).take(keys.div_ceil(PANEL)).enumerate() {
+        let here = PANEL.min(keys - p * PANEL);
+        if here < PANEL {
+            panel.fill(0.0);
+        }
+        for j in 0..here {
+            let from = &k[(p * PANEL + j) * stride..][..d];
+            for (to, from) in panel[j..].iter_mut().step_by(PANEL).zip(from) {
+                *to = from.to_f32();
+            }
+        }
+    }
+    for (j, row) in v_block.chunks_exact_mut(d.next_multiple_of(LANES)).take(keys).enumerate() {
+        for (to, from) in row.iter_mut().zip(&v[j * stride..][..d]) {
+            *to = from.to_f32();
+        }
+        row[d..].fill(0.0);
+    }
 }
 
 /// The rows of a pass, by their number in it.
@@ -54,11 +98,12 @@ pub(super) unsafe fn attend<T: Element, R: Rows>(
 ) {
     let d = heads.dim;
     let width = d.next_multiple_of(LANES);
-    let sizes = [count * d, BLOCK * d, BLOCK * width, count * BLOCK, count * width, count, count, count];
+    let (k_size, v_size) = packed_sizes(d);
+    let sizes = [count * d, k_size, v_size, count * BLOCK, count * width, count, count, count];
     let room: usize = sizes.iter().map(|s| s.next_multiple_of(16)).sum();
     aligned::with_scratch(room * size_of::<f32>(), |scratch| {
         let mut rest = scratch.as_mut_slice::<f32>();
-        let [queries, k_block, v_block, scores, sums, maxima, totals, factors] = sizes.map(|size| {
+        let [queries, k_space, v_space, scores, sums, maxima, totals, factors] = sizes.map(|size| {
             let (part, tail) = std::mem::take(&mut rest).split_at_mut(size.next_multiple_of(16));
             rest = tail;
             &mut part[..size]
@@ -73,11 +118,17 @@ pub(super) unsafe fn attend<T: Element, R: Rows>(
         let furthest = (0..count).map(|r| rows.visible(r)).max().unwrap_or(0);
         let mut before = 0;
         for slice in slices {
-            let len = slice.len.min(furthest.saturating_sub(before));
+            let len = slice.len().min(furthest.saturating_sub(before));
             for first in (0..len).step_by(BLOCK) {
                 let keys = BLOCK.min(len - first);
-                pack_keys(slice, first, keys, d, k_block);
-                pack_values(slice, first, keys, d, width, v_block);
+                let (k_block, v_block) = match slice {
+                    Keys::Rows { k, v, stride, .. } => {
+                        let at = first * stride;
+                        pack_block((&k[at..], &v[at..]), (keys, *stride, d), k_space, v_space);
+                        (&*k_space, &*v_space)
+                    }
+                    Keys::Packed { k, v, .. } => (&k[first * d..], &v[first * width..]),
+                };
                 for block in &blocks {
                     for panel in 0..keys.div_ceil(PANEL) {
                         // SAFETY: the parts were sized above for these counts; the level is the machine's at most.
@@ -104,7 +155,7 @@ pub(super) unsafe fn attend<T: Element, R: Rows>(
                     tile_values(level)(p, v, keys, f, sums.as_mut_ptr(), width, count);
                 }
             }
-            before += slice.len;
+            before += slice.len();
         }
         for r in 0..count {
             // A row that sees nothing is zero.
@@ -137,33 +188,6 @@ fn pack_queries<R: Rows>(heads: &Heads, q: &[f32], rows: &R, blocks: &[RowBlock]
                 *to = from * factor;
             }
         }
-    }
-}
-
-/// Keys `first ..` to panels `[d][PANEL]`, missing ones zero.
-fn pack_keys<T: Element>(slice: &Keys<'_, T>, first: usize, keys: usize, d: usize, packed: &mut [f32]) {
-    for (p, panel) in packed.chunks_exact_mut(d * PANEL).take(keys.div_ceil(PANEL)).enumerate() {
-        let here = PANEL.min(keys - p * PANEL);
-        if here < PANEL {
-            panel.fill(0.0);
-        }
-        for j in 0..here {
-            let from = &slice.k[(first + p * PANEL + j) * slice.stride..][..d];
-            for (to, from) in panel[j..].iter_mut().step_by(PANEL).zip(from) {
-                *to = from.to_f32();
-            }
-        }
-    }
-}
-
-/// Values `first ..` to rows of `width`, filled up with zeros.
-fn pack_values<T: Element>(slice: &Keys<'_, T>, first: usize, keys: usize, d: usize, width: usize, packed: &mut [f32]) {
-    for (j, row) in packed.chunks_exact_mut(width).take(keys).enumerate() {
-        let from = &slice.v[(first + j) * slice.stride..][..d];
-        for (to, from) in row.iter_mut().zip(from) {
-            *to = from.to_f32();
-        }
-        row[d..].fill(0.0);
     }
 }
 

@@ -1,7 +1,8 @@
 //! Attention of one image's tokens among themselves.
 
-use super::tile::{Keys, ROWS, Rows, attend};
+use super::tile::{Keys, ROWS, Rows, attend, pack_block, packed_sizes};
 use super::{BLOCK, Heads};
+use crate::aligned;
 use crate::cpu::Level;
 use crate::error::{Error, Result, check_len};
 use crate::exp::LOG2_E;
@@ -99,22 +100,54 @@ pub(super) fn vision_attention_at(
         blocked
     });
 
-    let passes = tokens.div_ceil(ROWS);
-    let per_pass = tokens.div_ceil(passes.max(1));
-    let shared = Shared(out.as_mut_ptr());
+    // Keys are packed once for all passes, block by block over all heads, as they lie in memory.
+    let (k_size, v_size) = packed_sizes(heads.dim);
+    let blocks = tokens.div_ceil(BLOCK);
+    let head_size = blocks * (k_size + v_size);
     let threads = threads::for_work(2 * tokens * tokens * heads.query_row() / 40);
-    threads::run(threads, passes * heads.query, |task| {
-        let (head, first) = (task / passes, task % passes * per_pass);
-        let rows =
-            VisionRows { heads, first, head, tokens, pad, bias: bias.as_deref(), bias_of_pad: bias_of_pad.as_deref() };
-        let at = head * heads.dim;
-        let keys = Keys { k: &k[at..], v: &v[at..], len: tokens, stride: heads.key_row() };
-        let count = per_pass.min(tokens.saturating_sub(first));
-        // SAFETY: offsets lie in `out`, whose length was checked; no two tasks have the same head and token.
-        #[allow(unsafe_code)]
-        unsafe {
-            attend(level, heads, q, &rows, count, &[keys], shared);
-        }
+    aligned::with_scratch(heads.query * head_size * size_of::<f32>(), |scratch| {
+        let packed = scratch.as_mut_slice::<f32>();
+        let shared = Shared(packed.as_mut_ptr());
+        threads::run(threads, blocks, |block| {
+            let first = block * BLOCK;
+            let keys = BLOCK.min(tokens - first);
+            for head in 0..heads.query {
+                let at = first * heads.key_row() + head * heads.dim;
+                let base = head * head_size;
+                // SAFETY: the scratch space was sized for all heads and blocks; each block is packed by one task.
+                #[allow(unsafe_code)]
+                let (k_block, v_block) = unsafe {
+                    let k_at = shared.get().add(base + block * k_size);
+                    let v_at = shared.get().add(base + blocks * k_size + block * v_size);
+                    (std::slice::from_raw_parts_mut(k_at, k_size), std::slice::from_raw_parts_mut(v_at, v_size))
+                };
+                pack_block((&k[at..], &v[at..]), (keys, heads.key_row(), heads.dim), k_block, v_block);
+            }
+        });
+
+        let passes = tokens.div_ceil(ROWS);
+        let per_pass = tokens.div_ceil(passes.max(1));
+        let shared = Shared(out.as_mut_ptr());
+        threads::run(threads, passes * heads.query, |task| {
+            let (head, first) = (task / passes, task % passes * per_pass);
+            let rows = VisionRows {
+                heads,
+                first,
+                head,
+                tokens,
+                pad,
+                bias: bias.as_deref(),
+                bias_of_pad: bias_of_pad.as_deref(),
+            };
+            let (k, v) = packed[head * head_size..(head + 1) * head_size].split_at(blocks * k_size);
+            let keys: Keys<'_, f32> = Keys::Packed { k, v, len: tokens };
+            let count = per_pass.min(tokens.saturating_sub(first));
+            // SAFETY: offsets lie in `out`, whose length was checked; no two tasks have the same head and token.
+            #[allow(unsafe_code)]
+            unsafe {
+                attend(level, heads, q, &rows, count, &[keys], shared);
+            }
+        });
     });
     Ok(())
 }

@@ -130,3 +130,6 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
     let message = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     format!("the decoder failed: {}", message.unwrap_or("for no given reason"))
 }
+
+#[cfg(test)]
+mod tests;

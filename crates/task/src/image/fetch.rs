@@ -224,6 +224,8 @@ impl Download {
             match self.try_once(attempts).await {
                 Attempt::Done(result) => return result,
                 Attempt::Again(error, _) if attempts > self.limits.retries => return Err(error),
+                // A server that asks for more time than there is: its answer says more than a timeout.
+                Attempt::Again(error, Some(asked)) if asked >= self.limits.timeout => return Err(error),
                 Attempt::Again(_, asked) => {
                     tokio::time::sleep(asked.unwrap_or(pause)).await;
                     pause *= 2;
@@ -304,3 +306,6 @@ fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (
 fn describe(error: &reqwest::Error) -> String {
     causes(error).last().map_or_else(String::new, ToString::to_string)
 }
+
+#[cfg(test)]
+mod tests;

@@ -184,7 +184,9 @@ fn weighted_lines(out: &mut [u8], lines: &[u8], stride: usize, weights: &[i32]) 
         let mut sums = [HALF; LANES];
         for (line, &weight) in lines[index * LANES..].chunks(stride).zip(weights) {
             if let Some(line) = line.first_chunk::<LANES>() {
-                accumulate(&mut sums, line, weight);
+                for (sum, &byte) in sums.iter_mut().zip(line) {
+                    *sum += i32::from(byte) * weight;
+                }
             }
         }
         *chunk = sums.map(to_byte);
@@ -192,16 +194,6 @@ fn weighted_lines(out: &mut [u8], lines: &[u8], stride: usize, weights: &[i32]) 
     for (index, byte) in rest.iter_mut().enumerate() {
         let bytes = lines[tail + index..].iter().step_by(stride);
         *byte = to_byte(bytes.zip(weights).fold(HALF, |sum, (&byte, &weight)| sum + i32::from(byte) * weight));
-    }
-}
-
-/// `sums += line * weight`. The weight is split in two of 16 bits: products of 16-bit numbers are far cheaper than
-/// those of 32-bit ones where the processor has only SSE2.
-#[inline]
-fn accumulate(sums: &mut [i32; LANES], line: &[u8; LANES], weight: i32) {
-    let (high, low) = (i32::from((weight >> 16) as i16), i32::from(weight as u16));
-    for (sum, &byte) in sums.iter_mut().zip(line) {
-        *sum += i32::from(byte) * low + ((i32::from(byte) * high) << 16);
     }
 }
 
