@@ -282,6 +282,9 @@ pub(crate) struct ModelFlags {
     /// Keys and values of images that are kept for later rows with the same image, in bytes [default: 1GiB].
     #[arg(long, value_name = "SIZE", value_parser = quantity::bytes)]
     image_cache: Option<u64>,
+    /// Memory for weights, kept images and rows, for example 20GiB [default: as much as the batch size needs].
+    #[arg(long, value_name = "SIZE", value_parser = quantity::bytes)]
+    memory: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -430,6 +433,7 @@ impl ModelFlags {
         settings.flag(("backend", "threads"), "--threads", self.threads);
         settings.flag(("backend", "prepare_threads"), "--prepare-threads", self.prepare_threads);
         settings.flag(("backend", "image_cache"), "--image-cache", self.image_cache);
+        settings.flag(("backend", "memory"), "--memory", self.memory);
     }
 }
 
@@ -490,7 +494,7 @@ mod tests {
             --temperature 1 --top-p 1 --top-k 1 --min-p 0 --typical-p 1 --repetition-penalty 1 \
             --frequency-penalty -1 --presence-penalty -1 --logit-bias 3=-1.5 --bad-words x --stop y --include-stop \
             --stop-token-ids 1,2 --ignore-eos --seed 1 --logprobs --top-logprobs 2 --echo --regex r --model m \
-            --revision r --device cpu --dtype f32 --reference hf4 --batch-size 2 --step-tokens 9 --threads 2 --prepare-threads 1 --image-cache 1GiB \
+            --revision r --device cpu --dtype f32 --reference hf4 --batch-size 2 --step-tokens 9 --threads 2 --prepare-threads 1 --image-cache 1GiB --memory 1GiB \
             --max-image-bytes 1 --max-image-pixels 1 --image-timeout 1 --max-redirects 1 \
             --allow-private-addresses --row-timeout 1 --quiet --progress-interval 1";
         let Ok(args) = LocalArgs::try_parse_from(line.split_whitespace()) else { unreachable!("the line is valid") };

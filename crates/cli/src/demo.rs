@@ -6,36 +6,35 @@ use std::path::Path;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use include_dir::{Dir, include_dir};
-use vgen_backends::local::ModelSource;
 use vgen_core::{Fault, Row};
 use vgen_dataset::{Origin, RowSink, RowSource, SourceRow};
 
 /// The name of the demo model in the configuration.
 pub(crate) const MODEL: &str = "vgen/shapes";
 
-macro_rules! model_files {
-    ($($name:literal),* $(,)?) => {
-        &[$(($name, include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/shapes/", $name)))),*]
-    };
-}
-
-static FILES: &[(&str, &[u8])] = model_files![
-    "chat_template.json",
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "preprocessor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-];
 static SAMPLES: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/../../models/shapes/samples");
 const ROWS: &str = "rows.jsonl";
 /// The sample's file name, in place of the image that a data URL hides.
 const FILE_COLUMN: &str = "file";
 
-/// The demo model, in memory.
-pub(crate) fn model() -> ModelSource {
-    ModelSource::Embedded { name: MODEL, files: FILES }
+macro_rules! model_files {
+    ($($name:literal),* $(,)?) => {
+        [$(($name, include_bytes!(concat!("../../../models/shapes/", $name)) as &[u8])),*]
+    };
+}
+
+/// The files of the demo model, by name.
+pub(crate) fn model_files() -> Vec<(&'static str, &'static [u8])> {
+    static FILES: [(&str, &[u8]); 7] = model_files![
+        "config.json",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.json",
+        "model.safetensors",
+    ];
+    FILES.to_vec()
 }
 
 /// The rows of the samples, their images as data URLs.

@@ -98,6 +98,7 @@ const LOCAL: &[Key] = &[
     key("backend", "threads", "<one for each core>"),
     key("backend", "prepare_threads", "2"),
     key("backend", "image_cache", "\"1GiB\""),
+    key("backend", "memory", "<as much as the batch size needs>"),
     key("backend", "chat_template", "<the model's default one>"),
     key("backend", "date", "\"26 Jul 2024\""),
 ];

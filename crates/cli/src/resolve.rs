@@ -180,6 +180,7 @@ fn local(settings: &Settings) -> Result<LocalTable, Fault> {
         threads: settings.parse_with("backend", "threads", at_least_one)?,
         prepare_threads: settings.parse_with("backend", "prepare_threads", at_least_one)?,
         image_cache: size(settings, "backend", "image_cache")?,
+        memory: size(settings, "backend", "memory")?,
         chat_template: settings.parse("backend", "chat_template")?,
         date: settings.parse("backend", "date")?,
     })

@@ -88,6 +88,7 @@ pub(crate) struct LocalTable {
     pub(crate) threads: Option<usize>,
     pub(crate) prepare_threads: Option<usize>,
     pub(crate) image_cache: Option<u64>,
+    pub(crate) memory: Option<u64>,
     pub(crate) chat_template: Option<String>,
     pub(crate) date: Option<String>,
 }
