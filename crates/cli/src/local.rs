@@ -16,7 +16,7 @@ use crate::messages::Messages;
 use crate::table::{Images, LocalTable};
 use crate::{demo, hub};
 
-/// Loads the model.
+/// Loads the model; says on the way how far it is.
 pub(crate) fn open(table: &LocalTable, images: &Images, messages: &Messages) -> Result<Arc<dyn Backend>, Fault> {
     let options = options(table, images)?;
     let loading = Loading::new(messages);
@@ -39,18 +39,23 @@ fn options(table: &LocalTable, images: &Images) -> Result<LocalOptions, Fault> {
     set(&mut options.device, "device", &table.device)?;
     set(&mut options.dtype, "dtype", &table.dtype)?;
     set(&mut options.reference, "reference", &table.reference)?;
-    if let Some(batch_size) = table.batch_size {
-        options.batch_size = batch_size as usize;
-    }
-    options.threads = table.threads.map(|threads| threads as usize);
+    options.batch_size = table.batch_size.unwrap_or(options.batch_size);
+    options.step_tokens = table.step_tokens.unwrap_or(options.step_tokens);
+    options.threads = table.threads;
+    options.prepare_threads = table.prepare_threads.unwrap_or(options.prepare_threads);
+    options.image_cache_bytes = table.image_cache.unwrap_or(options.image_cache_bytes);
     options.memory = table.memory;
+    options.prepare.template_name = table.chat_template.clone();
+    if let Some(date) = &table.date {
+        options.prepare.date_string = Some(date.clone());
+    }
     options.prepare.limits = limits(images);
     Ok(options)
 }
 
 fn set<T: FromStr<Err: Display>>(option: &mut T, name: &str, text: &Option<String>) -> Result<(), Fault> {
     if let Some(text) = text {
-        *option = text.parse().map_err(|error| Fault::stop("config.value", format!("{name}: {error}")))?;
+        *option = text.parse().map_err(|error| Fault::stop("config.value", format!("[backend] {name}: {error}")))?;
     }
     Ok(())
 }
@@ -60,7 +65,7 @@ fn limits(images: &Images) -> ImageLimits {
     ImageLimits {
         max_bytes: images.max_bytes.map_or(default.max_bytes, |n| usize::try_from(n).unwrap_or(usize::MAX)),
         max_pixels: images.max_pixels.unwrap_or(default.max_pixels),
-        max_redirects: images.max_redirects.map_or(default.max_redirects, |n| n as usize),
+        max_redirects: images.max_redirects.unwrap_or(default.max_redirects),
         retries: images.retries.unwrap_or(default.retries),
         connect_timeout: images.connect_timeout.unwrap_or(default.connect_timeout),
         timeout: images.timeout.unwrap_or(default.timeout),
@@ -86,7 +91,8 @@ impl Loading {
         match event {
             LoadEvent::Hub(HubEvent::Plan { files, bytes }) => {
                 self.messages.info(format!("downloading {files} files, {}", HumanBytes(bytes)));
-                if let Ok(style) = ProgressStyle::with_template("{bar:24} {bytes}/{total_bytes} {bytes_per_sec} {eta}") {
+                if let Ok(style) = ProgressStyle::with_template("{bar:24} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
+                {
                     self.bar.set_style(style);
                 }
                 self.bar.set_length(bytes);

@@ -14,8 +14,8 @@ use vgen_core::{Fault, PixelTiles};
 use vgen_mllama::{Model, SelfKv, Sequence};
 
 use super::image_cache::ImageCache;
-use super::row::{ActiveRow, Job, Sample, Tools, given_up_fault};
 use super::plan::IMAGES_TOGETHER;
+use super::row::{ActiveRow, Job, Sample, Tools, given_up_fault};
 use super::{Candidates, LocalOptions, MemoryPlan, Vocabulary};
 
 /// Where the engine's time went, in nanoseconds, and what it did.
