@@ -1,12 +1,16 @@
 //! distilabel's `TextGenerationWithImage`: rows to prompts and images, answers to output columns.
 
+pub mod chat;
 mod config;
 mod error;
+pub mod image;
 mod images;
 mod output;
+pub mod prepare;
 mod render;
 mod task;
 mod template;
+pub mod tokens;
 
 pub use config::{ColumnCheck, ImageCheck, ImagePosition, ImageType, PARAMETERS, PilFormat, RawImages, TaskConfig, Undefined};
 pub use error::{TaskError, TemplateError, TemplateErrorKind};
