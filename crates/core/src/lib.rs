@@ -3,6 +3,7 @@
 //!
 //! This crate names no tensor, async or HTTP library.
 
+mod attention_span;
 mod backend;
 mod fault;
 mod generation;
@@ -10,7 +11,9 @@ mod image;
 mod message;
 mod row;
 mod sampling;
+mod secret;
 
+pub use attention_span::image_spans;
 pub use backend::{Backend, CancelToken, Reply, Request, Response};
 pub use fault::{Fault, FaultClass};
 pub use generation::{FinishReason, Generation, Timings, TokenLogprob, TopLogprob, Usage};
@@ -18,3 +21,4 @@ pub use image::{ImageRef, PixelTiles};
 pub use message::{Content, Message, Part, Role};
 pub use row::{Row, RowError};
 pub use sampling::{Constraint, SamplingParams};
+pub use secret::Secret;

@@ -1,1 +1,0 @@
-//! From a model's name to its files: a folder, the hub's cache, or a download.
