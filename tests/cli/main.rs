@@ -3,6 +3,7 @@
 
 mod configs;
 mod inputs;
+mod local;
 mod outputs;
 mod rendering;
 mod runs;

@@ -11,8 +11,10 @@ use crate::fixtures::{Golden, batches, cases, checkpoint_names, checkpoints};
 /// Largest error that counts as equal, relative to the largest value of the tensor.
 const TOLERANCE: f32 = 1e-4;
 
+/// With the CPU kernels; `VGEN_PORTABLE=1` takes the operations that every device has.
 fn load(checkpoint: &str, reference: Reference) -> Model {
-    let options = LoadOptions { reference, ..LoadOptions::default() };
+    let portable = std::env::var_os("VGEN_PORTABLE").is_some_and(|value| value == "1");
+    let options = LoadOptions { reference, portable, ..LoadOptions::default() };
     Model::load(&Checkpoint::folder(checkpoints().join(checkpoint)), &options, &|_, _| {}).unwrap()
 }
 
@@ -41,7 +43,14 @@ fn images(golden: &Golden, row: usize, model: &Model) -> Vec<PixelTiles> {
             let [tiles_high, tiles_wide] = ratio.unwrap_or([1, 1]);
             let live = tiles_high * tiles_wide * per_image / vision.max_num_tiles;
             let values = pixels[image * per_image..][..live].to_vec();
-            PixelTiles { tile_size: vision.image_size, tiles_high, tiles_wide, aspect_ratio_id, values, digest: [0; 32] }
+            PixelTiles {
+                tile_size: vision.image_size,
+                tiles_high,
+                tiles_wide,
+                aspect_ratio_id,
+                values,
+                digest: [0; 32],
+            }
         })
         .collect()
 }
@@ -94,8 +103,7 @@ fn generate(model: &Model, rows: &mut [Row], steps: usize, mut look: impl FnMut(
         ends.push(ends.last().unwrap_or(&0) + row.ids.len());
         row.decode();
     }
-    let mut next: Vec<u32> =
-        ends.iter().map(|end| argmax(&logits[(end - 1) * vocabulary..end * vocabulary])).collect();
+    let mut next: Vec<u32> = ends.iter().map(|end| argmax(&logits[(end - 1) * vocabulary..end * vocabulary])).collect();
     let mut tokens: Vec<Vec<u32>> = next.iter().map(|token| vec![*token]).collect();
     for step in 1..steps {
         let wanted: Vec<u32> = (0..u32::try_from(rows.len()).unwrap()).collect();
@@ -285,8 +293,7 @@ fn chunked_prefill() {
         let mut logits = Vec::new();
         for start in (0..ids.len()).step_by(chunk) {
             let part = start..ids.len().min(start + chunk);
-            let sequence =
-                Sequence { kv: &mut row.kv, images: &row.images, visible: &row.spans[part.clone()] };
+            let sequence = Sequence { kv: &mut row.kv, images: &row.images, visible: &row.spans[part.clone()] };
             let last = u32::try_from(part.len() - 1).unwrap();
             logits = values(&model.forward(&ids[part], &mut [sequence], &[last]).unwrap());
         }

@@ -261,19 +261,28 @@ pub(crate) struct ModelFlags {
     /// Where it runs: auto, cpu, cuda, cuda:N, metal [default: auto].
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
-    /// Type of the weights in memory: auto, f32, f16, bf16, or a quantisation [default: auto].
+    /// Type of weights and activations: auto, f32, bf16, f16 [default: auto, which is f32 on the CPU, bf16 on a GPU].
     #[arg(long, value_name = "TYPE")]
     dtype: Option<String>,
     /// Whose numbers to reproduce: Meta's own code, or transformers before and since 4.57 [default: meta].
     #[arg(long, value_name = "WHOSE", value_parser = ["meta", "hf4", "hf5"])]
     reference: Option<String>,
-    /// Rows computed together at most [default: as many as fit].
-    #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Answers computed together at most [default: 8].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: Option<u32>,
-    /// Threads [default: one for each core].
+    /// Tokens computed in one step at most, those of running answers included [default: 512].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    step_tokens: Option<u32>,
+    /// Threads that compute [default: one for each core].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     threads: Option<u32>,
-    /// Memory that weights and caches may take, for example 20GiB [default: what the machine has].
+    /// Threads that fetch, decode and tile images ahead of the model [default: 2].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    prepare_threads: Option<u32>,
+    /// Keys and values of images that are kept for later rows with the same image, in bytes [default: 1GiB].
+    #[arg(long, value_name = "SIZE", value_parser = quantity::bytes)]
+    image_cache: Option<u64>,
+    /// Memory for weights, kept images and rows, for example 20GiB [default: as much as the batch size needs].
     #[arg(long, value_name = "SIZE", value_parser = quantity::bytes)]
     memory: Option<u64>,
 }
@@ -420,7 +429,10 @@ impl ModelFlags {
         settings.flag(("backend", "dtype"), "--dtype", self.dtype);
         settings.flag(("backend", "reference"), "--reference", self.reference);
         settings.flag(("backend", "batch_size"), "--batch-size", self.batch_size);
+        settings.flag(("backend", "step_tokens"), "--step-tokens", self.step_tokens);
         settings.flag(("backend", "threads"), "--threads", self.threads);
+        settings.flag(("backend", "prepare_threads"), "--prepare-threads", self.prepare_threads);
+        settings.flag(("backend", "image_cache"), "--image-cache", self.image_cache);
         settings.flag(("backend", "memory"), "--memory", self.memory);
     }
 }
@@ -482,7 +494,7 @@ mod tests {
             --temperature 1 --top-p 1 --top-k 1 --min-p 0 --typical-p 1 --repetition-penalty 1 \
             --frequency-penalty -1 --presence-penalty -1 --logit-bias 3=-1.5 --bad-words x --stop y --include-stop \
             --stop-token-ids 1,2 --ignore-eos --seed 1 --logprobs --top-logprobs 2 --echo --regex r --model m \
-            --revision r --device cpu --dtype f32 --reference hf4 --batch-size 2 --threads 2 --memory 1GiB \
+            --revision r --device cpu --dtype f32 --reference hf4 --batch-size 2 --step-tokens 9 --threads 2 --prepare-threads 1 --image-cache 1GiB --memory 1GiB \
             --max-image-bytes 1 --max-image-pixels 1 --image-timeout 1 --max-redirects 1 \
             --allow-private-addresses --row-timeout 1 --quiet --progress-interval 1";
         let Ok(args) = LocalArgs::try_parse_from(line.split_whitespace()) else { unreachable!("the line is valid") };

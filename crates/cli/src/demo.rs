@@ -17,6 +17,26 @@ const ROWS: &str = "rows.jsonl";
 /// The sample's file name, in place of the image that a data URL hides.
 const FILE_COLUMN: &str = "file";
 
+macro_rules! model_files {
+    ($($name:literal),* $(,)?) => {
+        [$(($name, include_bytes!(concat!("../../../models/shapes/", $name)) as &[u8])),*]
+    };
+}
+
+/// The files of the demo model, by name.
+pub(crate) fn model_files() -> Vec<(&'static str, &'static [u8])> {
+    static FILES: [(&str, &[u8]); 7] = model_files![
+        "config.json",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.json",
+        "model.safetensors",
+    ];
+    FILES.to_vec()
+}
+
 /// The rows of the samples, their images as data URLs.
 ///
 /// # Errors

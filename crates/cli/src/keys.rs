@@ -93,9 +93,14 @@ const LOCAL: &[Key] = &[
     key("backend", "device", "\"auto\""),
     key("backend", "dtype", "\"auto\""),
     key("backend", "reference", "\"meta\""),
-    key("backend", "batch_size", "<as many rows as fit>"),
+    key("backend", "batch_size", "8"),
+    key("backend", "step_tokens", "512"),
     key("backend", "threads", "<one for each core>"),
-    key("backend", "memory", "<what the machine has>"),
+    key("backend", "prepare_threads", "2"),
+    key("backend", "image_cache", "\"1GiB\""),
+    key("backend", "memory", "<as much as the batch size needs>"),
+    key("backend", "chat_template", "<the model's default one>"),
+    key("backend", "date", "\"26 Jul 2024\""),
 ];
 
 const MOCK: &[Key] = &[

@@ -167,7 +167,8 @@ fn backend(settings: &Settings) -> Result<BackendTable, Fault> {
 }
 
 fn local(settings: &Settings) -> Result<LocalTable, Fault> {
-    let at_least_one = |number: u32| if number > 0 { Ok(number) } else { Err("expected 1 or more, got 0".to_owned()) };
+    let at_least_one =
+        |number: usize| if number > 0 { Ok(number) } else { Err("expected 1 or more, got 0".to_owned()) };
     Ok(LocalTable {
         model: model(settings)?,
         revision: settings.parse("backend", "revision")?,
@@ -175,8 +176,13 @@ fn local(settings: &Settings) -> Result<LocalTable, Fault> {
         dtype: settings.parse("backend", "dtype")?,
         reference: settings.parse("backend", "reference")?,
         batch_size: settings.parse_with("backend", "batch_size", at_least_one)?,
+        step_tokens: settings.parse_with("backend", "step_tokens", at_least_one)?,
         threads: settings.parse_with("backend", "threads", at_least_one)?,
+        prepare_threads: settings.parse_with("backend", "prepare_threads", at_least_one)?,
+        image_cache: size(settings, "backend", "image_cache")?,
         memory: size(settings, "backend", "memory")?,
+        chat_template: settings.parse("backend", "chat_template")?,
+        date: settings.parse("backend", "date")?,
     })
 }
 

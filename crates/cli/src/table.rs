@@ -48,7 +48,7 @@ pub(crate) struct Output {
 pub(crate) struct Images {
     pub(crate) max_bytes: Option<u64>,
     pub(crate) max_pixels: Option<u64>,
-    pub(crate) max_redirects: Option<u32>,
+    pub(crate) max_redirects: Option<usize>,
     pub(crate) retries: Option<u32>,
     pub(crate) connect_timeout: Option<Duration>,
     pub(crate) timeout: Option<Duration>,
@@ -83,7 +83,12 @@ pub(crate) struct LocalTable {
     pub(crate) device: Option<String>,
     pub(crate) dtype: Option<String>,
     pub(crate) reference: Option<String>,
-    pub(crate) batch_size: Option<u32>,
-    pub(crate) threads: Option<u32>,
+    pub(crate) batch_size: Option<usize>,
+    pub(crate) step_tokens: Option<usize>,
+    pub(crate) threads: Option<usize>,
+    pub(crate) prepare_threads: Option<usize>,
+    pub(crate) image_cache: Option<u64>,
     pub(crate) memory: Option<u64>,
+    pub(crate) chat_template: Option<String>,
+    pub(crate) date: Option<String>,
 }

@@ -218,9 +218,7 @@ impl Config {
                     text,
                 }
             }
-            LLAMA => {
-                Self { text: TextConfig::from_raw(&value, 0)?, vision: None, image_token: None, eos: eos(&value) }
-            }
+            LLAMA => Self { text: TextConfig::from_raw(&value, 0)?, vision: None, image_token: None, eos: eos(&value) },
             _ => return Err(Error::Architecture(architecture)),
         };
         if let Some(id) = config.image_token

@@ -216,8 +216,10 @@ impl ActiveRow {
 
 pub(crate) fn given_up_fault(row: u64, reason: FinishReason) -> Fault {
     match reason {
-        FinishReason::Deadline => Fault::row("row.deadline", format!("row {row}: its deadline passed before an answer"))
-            .with_hint("allow more time for a row"),
+        FinishReason::Deadline => {
+            Fault::row("row.deadline", format!("row {row}: its deadline passed before an answer"))
+                .with_hint("allow more time for a row")
+        }
         _ => Fault::row("row.cancelled", format!("row {row} was cancelled")),
     }
 }
