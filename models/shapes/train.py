@@ -887,8 +887,8 @@ class Mllama(nn.Module):
 # ----------------------------------------------------------------------------
 
 TEXT_LEN = 128      # tokens per image: a shared prefix, then as many question/answer pairs as fit
-KIND_WEIGHTS = {"count_all": 1, "count_shape": 1.2, "count_colour": 1.2, "colour": 1, "shape": 1, "left": 1.2,
-                "right": 1.2, "above": 1.2, "below": 1.2, "exists": 1.2, "size": 0.8, "position": 1.2}
+KIND_WEIGHTS = {"count_all": 0.7, "count_shape": 0.7, "count_colour": 0.7, "colour": 0.6, "shape": 0.6, "left": 1.6,
+                "right": 1.6, "above": 1.6, "below": 1.6, "exists": 2.5, "size": 1, "position": 2}
 
 # Training-only labels of every patch that lies on a shape or a digit.  They teach the vision layers what to look
 # for long before the answers alone would.
@@ -960,7 +960,7 @@ def pack(scene, rng, enc):
         seg.extend([block] * len(row))
         silent = len(question) - 1
         target.extend([IGNORE] * silent + answer)
-        weight.extend([0.0] * silent + [len(answer) ** -0.5] * len(answer))
+        weight.extend([0.0] * silent + [1 / len(answer)] * len(answer))
         return True
 
     add(ask(scene, rng, "describe"))

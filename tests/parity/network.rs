@@ -11,8 +11,10 @@ use crate::fixtures::{Golden, batches, cases, checkpoint_names, checkpoints};
 /// Largest error that counts as equal, relative to the largest value of the tensor.
 const TOLERANCE: f32 = 1e-4;
 
+/// With the CPU kernels; `VGEN_PORTABLE=1` takes the operations that every device has.
 fn load(checkpoint: &str, reference: Reference) -> Model {
-    let options = LoadOptions { reference, ..LoadOptions::default() };
+    let portable = std::env::var_os("VGEN_PORTABLE").is_some_and(|value| value == "1");
+    let options = LoadOptions { reference, portable, ..LoadOptions::default() };
     Model::load(&Checkpoint::folder(checkpoints().join(checkpoint)), &options, &|_, _| {}).unwrap()
 }
 

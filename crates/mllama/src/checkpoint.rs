@@ -251,12 +251,33 @@ impl Weights {
 }
 
 impl RawTensor<'_> {
+    /// Row `row` of a matrix, widened exactly to f32.
+    pub fn row(&self, row: usize, to: &mut [f32]) {
+        let size = self.dtype.size_in_bytes();
+        let bytes = &self.bytes[row * to.len() * size..(row + 1) * to.len() * size];
+        match self.dtype {
+            DType::BF16 => {
+                for (to, b) in to.iter_mut().zip(bytes.chunks_exact(2)) {
+                    *to = bf16::from_le_bytes([b[0], b[1]]).to_f32();
+                }
+            }
+            DType::F16 => {
+                for (to, b) in to.iter_mut().zip(bytes.chunks_exact(2)) {
+                    *to = f16::from_le_bytes([b[0], b[1]]).to_f32();
+                }
+            }
+            _ => {
+                for (to, b) in to.iter_mut().zip(bytes.chunks_exact(4)) {
+                    *to = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+                }
+            }
+        }
+    }
+
     /// The values, widened exactly.
     pub fn to_f32(&self) -> Vec<f32> {
-        match self.dtype {
-            DType::BF16 => self.bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            DType::F16 => self.bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            _ => self.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        }
+        let mut values = vec![0.0; self.bytes.len() / self.dtype.size_in_bytes()];
+        self.row(0, &mut values);
+        values
     }
 }

@@ -73,6 +73,9 @@ pub enum Error {
     /// The tensor library failed.
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),
+    /// A CPU kernel refused its input.
+    #[error("kernel: {0}")]
+    Kernel(#[from] vgen_kernels::Error),
 }
 
 /// The result of this crate's functions.
@@ -104,7 +107,7 @@ impl From<Error> for Fault {
             Error::Dtype { .. } => (FaultClass::Stop, "model.dtype", "convert the checkpoint to bf16"),
             Error::Image(_) => (FaultClass::Row, "model.image", "the image was prepared for another model"),
             Error::Sequence(_) => (FaultClass::Row, "model.sequence", "shorten the prompt"),
-            Error::Tensor(_) => (FaultClass::Stop, "model.compute", "try a smaller batch or another device"),
+            Error::Tensor(_) | Error::Kernel(_) => (FaultClass::Stop, "model.compute", "try a smaller batch or another device"),
         };
         Fault::new(class, code, message).with_hint(hint)
     }

@@ -2,7 +2,9 @@
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::ops;
+use vgen_kernels::{Epilogue, Format, PackedLinear};
 
+use crate::attention::Path;
 use crate::checkpoint::Weights;
 use crate::error::Result;
 
@@ -11,6 +13,7 @@ pub(crate) struct Loader<'a> {
     pub(crate) weights: &'a Weights,
     pub(crate) dtype: DType,
     pub(crate) device: &'a Device,
+    pub(crate) path: Path,
 }
 
 impl Loader<'_> {
@@ -18,13 +21,48 @@ impl Loader<'_> {
         self.weights.tensor(name, shape, self.dtype, self.device)
     }
 
+    /// A table of which only a few rows are used at a time: kept in the type of the file where the device can.
+    pub(crate) fn table(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let dtype = match self.path {
+            Path::Kernels => self.weights.raw(name, shape)?.dtype,
+            Path::Portable => self.dtype,
+        };
+        self.weights.tensor(name, shape, dtype, self.device)
+    }
+
+    fn weight(&self, name: &str, outputs: usize, inputs: usize) -> Result<Weight> {
+        let shape = [outputs, inputs];
+        if self.path == Path::Portable {
+            return Ok(Weight::Dense(self.tensor(name, &shape)?));
+        }
+        let raw = self.weights.raw(name, &shape)?;
+        let packed = PackedLinear::pack_rows(Format::F32, outputs, inputs, |row, to| raw.row(row, to))?;
+        Ok(Weight::Packed(packed))
+    }
+
     pub(crate) fn linear(&self, name: &str, outputs: usize, inputs: usize) -> Result<Linear> {
-        Ok(Linear { weight: self.tensor(&format!("{name}.weight"), &[outputs, inputs])?, bias: None })
+        Ok(Linear { weight: self.weight(&format!("{name}.weight"), outputs, inputs)?, bias: None })
     }
 
     pub(crate) fn linear_with_bias(&self, name: &str, outputs: usize, inputs: usize) -> Result<Linear> {
-        let bias = Some(self.tensor(&format!("{name}.bias"), &[outputs])?);
-        Ok(Linear { bias, ..self.linear(name, outputs, inputs)? })
+        let linear = self.linear(name, outputs, inputs)?;
+        let name = format!("{name}.bias");
+        let bias = match self.path {
+            Path::Portable => Bias::Dense(self.tensor(&name, &[outputs])?),
+            Path::Kernels => Bias::Values(self.weights.values(&name, &[outputs])?),
+        };
+        Ok(Linear { bias: Some(bias), ..linear })
+    }
+
+    /// A layer whose weight has another shape in the file, `[outputs, ...]`.
+    pub(crate) fn linear_of_shape(&self, name: &str, shape: &[usize]) -> Result<Linear> {
+        let (outputs, inputs) = (shape[0], shape[1..].iter().product());
+        let values = self.weights.values(name, shape)?;
+        let weight = match self.path {
+            Path::Kernels => Weight::Packed(PackedLinear::pack_f32(&values, outputs, inputs)?),
+            Path::Portable => Weight::Dense(self.tensor(name, shape)?.reshape((outputs, inputs))?),
+        };
+        Ok(Linear { weight, bias: None })
     }
 
     pub(crate) fn rms_norm(&self, name: &str, size: usize, eps: f64) -> Result<RmsNorm> {
@@ -46,21 +84,34 @@ impl Loader<'_> {
 /// `y = x Wᵀ + b`, `W` of `[outputs, inputs]`.
 #[derive(Debug)]
 pub(crate) struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
+    weight: Weight,
+    bias: Option<Bias>,
+}
+
+#[derive(Debug)]
+enum Weight {
+    Dense(Tensor),
+    Packed(PackedLinear),
+}
+
+#[derive(Debug)]
+enum Bias {
+    Dense(Tensor),
+    Values(Vec<f32>),
 }
 
 impl Linear {
-    pub(crate) fn new(weight: Tensor) -> Self {
-        Self { weight, bias: None }
-    }
-
     /// `[rows, inputs]` to `[rows, outputs]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = x.matmul(&self.weight.t()?)?;
-        Ok(match &self.bias {
-            Some(bias) => y.broadcast_add(bias)?,
-            None => y,
+        Ok(match (&self.weight, &self.bias) {
+            (Weight::Dense(weight), None) => x.matmul(&weight.t()?)?,
+            (Weight::Dense(weight), Some(Bias::Dense(bias))) => x.matmul(&weight.t()?)?.broadcast_add(bias)?,
+            (Weight::Dense(weight), Some(Bias::Values(bias))) => {
+                x.matmul(&weight.t()?)?.broadcast_add(&Tensor::new(bias.as_slice(), x.device())?)?
+            }
+            (Weight::Packed(packed), None) => packed.forward_tensor(x)?,
+            (Weight::Packed(packed), Some(Bias::Values(bias))) => packed.forward_tensor_with(x, Epilogue::Bias(bias))?,
+            (Weight::Packed(packed), Some(Bias::Dense(bias))) => packed.forward_tensor(x)?.broadcast_add(bias)?,
         })
     }
 }

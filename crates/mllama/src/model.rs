@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use candle_core::{DType, Device, Tensor};
 use vgen_core::PixelTiles;
 
+use crate::attention::Path;
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -24,11 +25,13 @@ pub struct LoadOptions {
     pub dtype: DType,
     /// Which reference to follow.
     pub reference: Reference,
+    /// Use only operations that every device has, also where there are kernels for the CPU.
+    pub portable: bool,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { device: Device::Cpu, dtype: DType::F32, reference: Reference::default() }
+        Self { device: Device::Cpu, dtype: DType::F32, reference: Reference::default(), portable: false }
     }
 }
 
@@ -78,7 +81,9 @@ impl Model {
         let config = Config::from_json(&checkpoint.require("config.json")?)?;
         let weights = checkpoint.weights()?;
         weights.check(&tensors::expected(&config))?;
-        let loader = Loader { weights: &weights, dtype: options.dtype, device: &options.device };
+        let kernels = options.device.is_cpu() && options.dtype == DType::F32 && !options.portable;
+        let path = if kernels { Path::Kernels } else { Path::Portable };
+        let loader = Loader { weights: &weights, dtype: options.dtype, device: &options.device, path };
         let text = TextModel::load(&loader, &config.text, options.reference, progress)?;
         let vision = match &config.vision {
             Some(vision) => {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::ops::silu;
 
-use crate::attention;
+use crate::attention::{Path, SeenImages, TextTokens};
 use crate::config::TextConfig;
 use crate::error::{Error, Result};
 use crate::kv::{CrossKv, SelfKv};
@@ -40,6 +40,7 @@ pub(crate) struct TextModel {
     rope: Rope,
     dtype: DType,
     device: Device,
+    path: Path,
 }
 
 #[derive(Debug)]
@@ -109,6 +110,7 @@ impl TextModel {
             reference,
             dtype: loader.dtype,
             device: loader.device.clone(),
+            path: loader.path,
         })
     }
 
@@ -181,7 +183,7 @@ impl TextModel {
             .collect();
         let (cos, sin) = self.rope.tables(&positions, self.dtype, &self.device)?;
         let runs = self.runs(sequences);
-        let mut x = self.embedding.index_select(&Tensor::new(ids, &self.device)?, 0)?;
+        let mut x = self.embedding.index_select(&Tensor::new(ids, &self.device)?, 0)?.to_dtype(self.dtype)?;
         observe("embed", &x);
         for (i, layer) in self.layers.iter().enumerate() {
             x = match &layer.attention {
@@ -225,14 +227,14 @@ impl TextModel {
         let k = rotate(&split(projections.k.forward(x)?, c.num_key_value_heads)?, cos, sin)?;
         let v = split(projections.v.forward(x)?, c.num_key_value_heads)?;
         let mut start = 0;
-        let mut parts = Vec::with_capacity(sequences.len());
+        let mut texts = Vec::with_capacity(sequences.len());
         for sequence in sequences {
             let len = sequence.visible.len();
             let (keys, values) = sequence.kv.append(index, &k.narrow(0, start, len)?, &v.narrow(0, start, len)?)?;
-            parts.push(attention::causal(&q.narrow(0, start, len)?, &keys, &values)?);
+            texts.push(TextTokens { len, keys, values });
             start += len;
         }
-        projections.o.forward(&Tensor::cat(&parts, 0)?.reshape((tokens, ()))?)
+        projections.o.forward(&self.path.causal(&q, &texts)?.reshape((tokens, ()))?)
     }
 
     /// Which tokens see what, in order; tokens that a cross-attention layer leaves as they are don't appear.
@@ -270,14 +272,9 @@ impl TextModel {
         let rows = select(&x, &attending)?;
         let q = projections.q.forward(&layer.input_layernorm.forward(&rows)?)?;
         let q = q_norm.forward(&q.reshape((attending.len(), c.num_attention_heads, c.head_dim))?)?;
-        let mut start = 0;
-        let mut parts = Vec::with_capacity(runs.len());
-        for run in runs {
-            let q = q.narrow(0, start, run.tokens.len())?;
-            parts.push(attend_images(&q, run, *index)?);
-            start += run.tokens.len();
-        }
-        let attended = projections.o.forward(&Tensor::cat(&parts, 0)?.reshape((attending.len(), ()))?)?;
+        let seen = runs.iter().map(|run| run.seen(*index, &self.device)).collect::<Result<Vec<_>>>()?;
+        let attended = self.path.cross(&q, &seen)?.reshape((attending.len(), ()))?;
+        let attended = projections.o.forward(&attended)?;
         let rows = add_gated(&rows, *attn_gate, &attended)?;
         let x = replace(&x, &attending, &rows)?;
 
@@ -292,28 +289,25 @@ impl TextModel {
     }
 }
 
-fn attend_images(q: &Tensor, run: &Run, layer: usize) -> Result<Tensor> {
-    if run.unseeing {
-        let all = |pick: fn(&(Tensor, Tensor)) -> &Tensor| {
-            Tensor::cat(&run.images.iter().map(|image| pick(&image.layers[layer])).collect::<Vec<_>>(), 0)
-        };
-        let biases = run
+impl Run<'_> {
+    /// What the run's tokens see in a layer.
+    fn seen(&self, layer: usize, device: &Device) -> Result<SeenImages> {
+        let queries = self.tokens.len();
+        if !self.unseeing {
+            let images = self.images.iter().map(|image| image.live(layer)).collect::<Result<_>>()?;
+            return Ok(SeenImages { queries, images, key_bias: None });
+        }
+        let biases = self
             .images
             .iter()
             .map(|image| match &image.key_bias {
                 Some(bias) => Ok(bias.clone()),
-                None => Tensor::zeros(image.live_tokens, DType::F32, q.device()),
+                None => Tensor::zeros(image.live_tokens, DType::F32, device),
             })
             .collect::<candle_core::Result<Vec<_>>>()?;
-        return attention::open(q, &all(|kv| &kv.0)?, &all(|kv| &kv.1)?, Some(&Tensor::cat(&biases, 0)?));
+        let images = self.images.iter().map(|image| image.layers[layer].clone()).collect();
+        Ok(SeenImages { queries, images, key_bias: Some(Tensor::cat(&biases, 0)?) })
     }
-    if let [image] = run.images {
-        let (k, v) = image.live(layer)?;
-        return attention::open(q, &k, &v, None);
-    }
-    let live = run.images.iter().map(|image| image.live(layer)).collect::<Result<Vec<_>>>()?;
-    let (k, v): (Vec<_>, Vec<_>) = live.into_iter().unzip();
-    attention::open(q, &Tensor::cat(&k, 0)?, &Tensor::cat(&v, 0)?, None)
 }
 
 /// The given rows; all of them come without a copy.

@@ -23,7 +23,7 @@
 use candle_core::{DType, Device, Tensor};
 use vgen_core::PixelTiles;
 
-use crate::attention;
+use crate::attention::{ImageTokens, Path};
 use crate::config::VisionConfig;
 use crate::error::{Error, Result};
 use crate::layers::{LayerNorm, Linear, Loader, add_gated};
@@ -54,6 +54,7 @@ pub struct VisionTower {
     unused_tiles_equal: Vec<bool>,
     dtype: DType,
     device: Device,
+    path: Path,
 }
 
 /// Embeddings by aspect-ratio id and tile, times their gate.
@@ -61,6 +62,8 @@ pub struct VisionTower {
 struct TileTable {
     values: Tensor,
     gate: f64,
+    /// Of the computation.
+    dtype: DType,
 }
 
 impl TileTable {
@@ -68,7 +71,7 @@ impl TileTable {
     fn rows(&self, id: usize, tiles: &[usize]) -> Result<Tensor> {
         let of_id = self.values.get(id)?;
         let rows = tiles.iter().map(|&tile| of_id.get(tile)).collect::<candle_core::Result<Vec<_>>>()?;
-        Ok((Tensor::stack(&rows, 0)? * self.gate)?)
+        Ok((Tensor::stack(&rows, 0)?.to_dtype(self.dtype)? * self.gate)?)
     }
 }
 
@@ -179,13 +182,12 @@ impl VisionTower {
         let (h, ids, tiles, patches) =
             (c.hidden_size, c.supported_aspect_ratios.len() + 1, c.max_num_tiles, c.patches());
         let table = |name: &str, gate: &str, rows: usize| -> Result<TileTable> {
-            let values = loader.tensor(&format!("vision_model.{name}.weight"), &[ids, tiles * rows * h])?;
+            let values = loader.table(&format!("vision_model.{name}.weight"), &[ids, tiles * rows * h])?;
             let values = values.reshape((ids, tiles, rows, h))?;
-            Ok(TileTable { values, gate: loader.tanh_gate(&format!("vision_model.{gate}.gate"))? })
+            let gate = loader.tanh_gate(&format!("vision_model.{gate}.gate"))?;
+            Ok(TileTable { values, gate, dtype: loader.dtype })
         };
-        let patch_size = c.num_channels * c.patch_size * c.patch_size;
         let kernel = [h, c.num_channels, c.patch_size, c.patch_size];
-        let kernel = loader.tensor("vision_model.patch_embedding.weight", &kernel)?;
         let gate = loader.tanh_gate("vision_model.gated_positional_embedding.gate")?;
         let positions = loader.tensor("vision_model.gated_positional_embedding.embedding", &[patches, h])?;
         let gated = "gated_positional_embedding";
@@ -208,7 +210,7 @@ impl VisionTower {
                 .collect::<Result<Vec<_>>>()
         };
         Ok(Self {
-            patch_embedding: Linear::new(kernel.reshape((h, patch_size))?),
+            patch_embedding: loader.linear_of_shape("vision_model.patch_embedding.weight", &kernel)?,
             class_embedding: loader.tensor("vision_model.class_embedding", &[h])?,
             positions: (positions * (1.0 - gate))?,
             tile_positions,
@@ -223,6 +225,7 @@ impl VisionTower {
             reference,
             dtype: loader.dtype,
             device: loader.device.clone(),
+            path: loader.path,
         })
     }
 
@@ -272,7 +275,7 @@ impl VisionTower {
         let mut x = self.embed(images, &layouts)?;
         observe("layernorm_pre", &x, Stack::Local)?;
 
-        let attention = BatchedAttention::new(&layouts, Stack::Local, &self.device)?;
+        let attention = BatchedAttention::new(&layouts, Stack::Local, self.path);
         let mut intermediate = Vec::with_capacity(self.config.intermediate_layers.len());
         for (i, layer) in self.local.iter().enumerate() {
             let input = x;
@@ -290,7 +293,7 @@ impl VisionTower {
         observe("layernorm_post", &x, Stack::Local)?;
         let mut x = self.add_post_tile(&x, &layouts)?;
         observe("after_post_tile", &x, Stack::Global)?;
-        let attention = BatchedAttention::new(&layouts, Stack::Global, &self.device)?;
+        let attention = BatchedAttention::new(&layouts, Stack::Global, self.path);
         for (i, layer) in self.global.iter().enumerate() {
             x = layer.forward(&x, &attention, self.config.attention_heads)?;
             observe(&format!("global{i}"), &x, Stack::Global)?;
@@ -426,44 +429,20 @@ fn unused_equal(table: &Tensor, live: usize) -> Result<bool> {
 
 /// Attention within each image of a flat batch.
 struct BatchedAttention {
-    images: Vec<Span>,
-}
-
-struct Span {
-    start: usize,
-    tokens: usize,
-    /// Tokens that aren't padding.
-    live: usize,
-    /// `[tokens]`.
-    key_bias: Tensor,
+    images: Vec<ImageTokens>,
+    path: Path,
 }
 
 impl BatchedAttention {
-    fn new(layouts: &[ImageLayout], stack: Stack, device: &Device) -> Result<Self> {
+    fn new(layouts: &[ImageLayout], stack: Stack, path: Path) -> Self {
         let mut start = 0;
         let mut images = Vec::with_capacity(layouts.len());
         for layout in layouts {
             let tokens = layout.tokens(stack);
-            let key_bias = Tensor::new(layout.key_bias(stack), device)?;
-            images.push(Span { start, tokens, live: layout.live_tokens(), key_bias });
+            images.push(ImageTokens { start, tokens, live: layout.live_tokens(), key_bias: layout.key_bias(stack) });
             start += tokens;
         }
-        Ok(Self { images })
-    }
-
-    fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        let mut parts = Vec::with_capacity(2 * self.images.len());
-        for Span { start, tokens, live, key_bias } in &self.images {
-            let (start, tokens, live) = (*start, *tokens, *live);
-            let part = |x: &Tensor, from: usize, len: usize| x.narrow(0, start + from, len);
-            let (keys, values) = (part(k, 0, tokens)?, part(v, 0, tokens)?);
-            parts.push(attention::open(&part(q, 0, live)?, &keys, &values, Some(key_bias))?);
-            if tokens > live {
-                let (keys, values) = (part(k, 0, live)?, part(v, 0, live)?);
-                parts.push(attention::open(&part(q, live, tokens - live)?, &keys, &values, None)?);
-            }
-        }
-        Ok(Tensor::cat(&parts, 0)?)
+        Self { images, path }
     }
 }
 
@@ -491,7 +470,8 @@ impl VisionLayer {
         let split = |x: Tensor| x.reshape((tokens, heads, h / heads));
         let normed = self.input_layernorm.forward(x)?;
         let (q, k, v) = (self.q.forward(&normed)?, self.k.forward(&normed)?, self.v.forward(&normed)?);
-        let attended = attention.forward(&split(q)?, &split(k)?, &split(v)?)?.reshape((tokens, h))?;
+        let attended = attention.path.vision(&split(q)?, &split(k)?, &split(v)?, &attention.images)?;
+        let attended = attended.reshape((tokens, h))?;
         let x = add_gated(x, self.gate_attn, &self.o.forward(&attended)?)?;
         let normed = self.post_attention_layernorm.forward(&x)?;
         let mlp = self.fc2.forward(&self.fc1.forward(&normed)?.gelu_erf()?)?;

@@ -309,7 +309,6 @@ impl Engine {
 
     /// One call of the text layers, and a token for every answer that has logits.
     fn step(&mut self) -> Result<(), Fault> {
-        let mut budget = self.step_tokens;
         let longest = self.model.config().text.max_position_embeddings;
         let mut ids = Vec::new();
         let mut wanted = Vec::new();
@@ -324,6 +323,18 @@ impl Engine {
                 decoding.push((at, std::mem::take(&mut row.samples)));
             }
         }
+        let answers: usize = decoding.iter().map(|(_, samples)| samples.len()).sum();
+        let mut budget = self.step_tokens.saturating_sub(answers);
+        // Moved out for the step, since a sequence borrows the row as well.
+        let mut prompts: Vec<(usize, SelfKv)> = Vec::new();
+        for (at, row) in self.active.iter_mut().enumerate() {
+            // Each takes a token at least.
+            if prompts.len() < budget
+                && let Some(kv) = row.prefill.take()
+            {
+                prompts.push((at, kv));
+            }
+        }
         for (at, samples) in &mut decoding {
             let row = &self.active[*at];
             for sample in samples {
@@ -333,18 +344,8 @@ impl Engine {
                 }
                 wanted.push(ids.len() as u32);
                 ids.push(sample.next);
-                budget = budget.saturating_sub(1);
                 let visible = &row.job.visible[row.job.visible.len() - 1..];
                 sequences.push(Sequence { kv: &mut sample.kv, images: &row.images, visible });
-            }
-        }
-        // Moved out for the step, since a sequence borrows the row as well.
-        let mut prompts: Vec<(usize, SelfKv)> = Vec::new();
-        for (at, row) in self.active.iter_mut().enumerate() {
-            if prompts.len() < budget
-                && let Some(kv) = row.prefill.take()
-            {
-                prompts.push((at, kv));
             }
         }
         for (at, kv) in &mut prompts {
@@ -371,7 +372,6 @@ impl Engine {
         let spent = start.elapsed().as_nanos() as u64;
         add(if reading { &self.stats.prefill } else { &self.stats.decode }, spent);
         add(&self.stats.steps, 1);
-        let answers: usize = decoding.iter().map(|(_, samples)| samples.len()).sum();
         add(&self.stats.prompt_tokens, (ids.len() - answers) as u64);
         for (at, kv) in prompts {
             self.keep_prefix(at, &kv);

@@ -176,6 +176,8 @@ pub struct LocalOptions {
     pub dtype: DTypeChoice,
     /// Which reference to follow.
     pub reference: Reference,
+    /// Use only operations that every device has, also where there are kernels for the CPU.
+    pub portable: bool,
     /// Most answers in the making at a time.
     pub batch_size: usize,
     /// Most tokens in a step, the new tokens of running answers included.
@@ -201,6 +203,7 @@ impl LocalOptions {
             device: DeviceChoice::default(),
             dtype: DTypeChoice::default(),
             reference: Reference::default(),
+            portable: false,
             batch_size: 8,
             step_tokens: 512,
             threads: None,
