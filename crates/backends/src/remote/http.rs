@@ -249,9 +249,17 @@ fn redirects() -> redirect::Policy {
     })
 }
 
+/// What an error comes from. The source of an I/O error that wraps another one skips the wrapped one.
+fn source<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(wrapped) => Some(wrapped),
+        None => error.source(),
+    }
+}
+
 fn innermost(error: &(dyn Error + 'static)) -> String {
     let mut error = error;
-    while let Some(source) = error.source() {
+    while let Some(source) = source(error) {
         error = source;
     }
     super::error::short(&error.to_string())
@@ -264,7 +272,7 @@ fn is_tls(error: &(dyn Error + 'static)) -> bool {
         if error.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::InvalidData) {
             return true;
         }
-        next = error.source();
+        next = source(error);
     }
     false
 }

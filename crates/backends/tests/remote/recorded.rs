@@ -245,7 +245,8 @@ fn what_was_right_is_the_same() {
         let mut ours = texts(&replay.results);
         if n > 1 {
             // Which of a row's requests arrives first is chance, here and there.
-            (recorded.sort(), ours.sort());
+            recorded.sort();
+            ours.sort();
         }
         assert_eq!(ours, recorded, "{id}");
         let name = rows[0]["model_name"].as_str().unwrap();
@@ -323,7 +324,6 @@ fn tool_calls_are_kept() {
 #[test]
 fn what_was_lost_is_kept() {
     let texts_of = |id: &str, n| texts(&replay(&record(id), 1, n).results);
-    let answer = || Some("A boardwalk.".to_owned());
     for id in ["resp-no-usage", "resp-usage-absent", "resp-length"] {
         assert!(texts_of(id, 1)[0].is_some(), "{id}");
     }
@@ -335,7 +335,7 @@ fn what_was_lost_is_kept() {
         assert_eq!(texts.iter().filter(|text| text.is_some()).count(), 2, "{id}");
     }
     let pair = texts_of("batch-n2-first-500", 2);
-    assert_eq!((pair.len(), pair.iter().filter(|text| **text == answer()).count()), (2, 1), "{pair:?}");
+    assert_eq!((pair.len(), pair.iter().flatten().count()), (2, 1), "{pair:?}");
 }
 
 #[test]
@@ -389,7 +389,7 @@ fn failures_say_what_the_server_said() {
 #[test]
 fn what_passes_is_tried_again() {
     let replay = replay(&record("resp-503-twice"), 5, 1);
-    assert_eq!(texts(&replay.results), [Some("A boardwalk.".to_owned())]);
+    assert_eq!(texts(&replay.results), [Some("woke up".to_owned())]);
     assert_eq!(replay.server.requests(), 3);
     let dropped = self::replay(&record("resp-drop"), 3, 1);
     let fault = dropped.results[0].as_ref().unwrap().generations[0].as_ref().unwrap_err().clone();
