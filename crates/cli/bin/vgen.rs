@@ -1,2 +1,5 @@
-//! vgen
-fn main() {}
+//! The program `vgen`.
+
+fn main() -> std::process::ExitCode {
+    vgen_cli::vgen(std::env::args_os())
+}

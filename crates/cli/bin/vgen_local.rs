@@ -1,2 +1,5 @@
-//! vgen_local
-fn main() {}
+//! The program `vgen-local`.
+
+fn main() -> std::process::ExitCode {
+    vgen_cli::vgen_local(std::env::args_os())
+}

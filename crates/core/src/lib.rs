@@ -3,6 +3,7 @@
 //!
 //! This crate names no tensor, async or HTTP library.
 
+mod attention_span;
 mod backend;
 mod fault;
 mod generation;
@@ -12,6 +13,7 @@ mod row;
 mod sampling;
 mod secret;
 
+pub use attention_span::image_spans;
 pub use backend::{Backend, CancelToken, Reply, Request, Response};
 pub use fault::{Fault, FaultClass};
 pub use generation::{FinishReason, Generation, Timings, TokenLogprob, TopLogprob, Usage};

@@ -1,1 +1,20 @@
 //! distilabel's `TextGenerationWithImage`: rows to prompts and images, answers to output columns.
+
+pub mod chat;
+mod config;
+mod error;
+pub mod image;
+mod images;
+mod output;
+pub mod prepare;
+mod render;
+mod task;
+mod template;
+pub mod tokens;
+
+pub use config::{ColumnCheck, ImageCheck, ImagePosition, ImageType, PARAMETERS, RawImages, TaskConfig, Undefined};
+pub use error::{TaskError, TemplateError, TemplateErrorKind};
+pub use images::{data_url, encode_image, image_mime};
+pub use output::Answer;
+pub use render::{Rendered, RowContext};
+pub use task::{TaskBuilder, TextGenerationWithImage};

@@ -1,1 +1,33 @@
-//! The local engine.
+//! The local engine: Llama-3.2-Vision in this process.
+//!
+//! [`LocalBackend`] loads a model and answers requests; the rest are its parts: choosing tokens ([`Sampler`]), holding
+//! answers to a form ([`ConstraintCompiler`]), turning tokens into text ([`Detokenizer`], [`Answer`]).
+
+mod backend;
+mod constrain;
+mod detokenize;
+mod engine;
+mod image_cache;
+mod options;
+mod plan;
+pub mod processors;
+mod random;
+mod row;
+mod sampler;
+mod sampling;
+mod stop;
+mod vocabulary;
+pub mod warpers;
+
+pub use backend::{DEFAULT_MAX_NEW_TOKENS, LocalBackend};
+pub use constrain::{ConstraintCompiler, ConstraintError, ConstraintState};
+pub use detokenize::Detokenizer;
+pub use engine::EngineStats;
+pub use options::{DTypeChoice, DeviceChoice, LoadEvent, LocalOptions, ModelSource};
+pub use plan::MemoryPlan;
+pub use random::RandomStream;
+pub use sampler::{SampleError, Sampled, Sampler};
+pub use sampling::{GenerationDefaults, ResolvedSampling, SamplingError, Warpers};
+pub use stop::{Answer, Checked, Step, StopChecker};
+pub use vocabulary::{Vocabulary, VocabularyError};
+pub use warpers::Candidates;

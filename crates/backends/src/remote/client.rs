@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use reqwest::Url;
 use tokio::runtime::{Handle, Runtime};
-use vgen_core::{Backend, Fault, Message, Reply, Request, Response, SamplingParams, Secret};
+use vgen_core::{Backend, Fault, ImageRef, Message, Reply, Request, Response, SamplingParams, Secret};
 
 use super::RemoteError;
 use super::config::{self, Dialect, Protocol, RemoteConfig, Target};
 use super::endpoint;
 use super::http::Http;
-use super::images::{Fetched, Images};
+use super::images::Images;
 use super::limit::Limiter;
 use super::retry::Backoff;
 use super::sample::{Outcome, answer};
@@ -25,8 +25,8 @@ const UNNAMED: &str = "tgi";
 /// More threads than this only fight over the same sockets.
 const THREADS: usize = 4;
 
-/// Gets the bytes of an image by its URL. Called on a thread that may block, several at a time.
-pub type FetchImage = Arc<dyn Fn(&str) -> Result<Fetched, Fault> + Send + Sync>;
+/// Gets the bytes of an image given by URL or path. Called on a thread that may block, several at a time.
+pub type FetchImage = Arc<dyn Fn(&ImageRef) -> Result<Arc<[u8]>, Fault> + Send + Sync>;
 
 /// Renders a conversation with the model's chat template, for the text-generation protocol.
 pub type RenderPrompt = Arc<dyn Fn(&[Message]) -> Result<String, Fault> + Send + Sync>;
@@ -41,7 +41,8 @@ pub struct RemoteSecrets {
 /// What other parts of the program do for the backend.
 #[derive(Clone, Default)]
 pub struct RemoteHooks {
-    /// Fetches images; needed for `inline_images`.
+    /// Fetches images; needed for `inline_images`. Files are read through it, too, so that its limits hold for them;
+    /// without it they are read whole.
     pub fetch: Option<FetchImage>,
     /// Renders prompts; needed for the text-generation protocol, unless each conversation is one text of the user's.
     pub render: Option<RenderPrompt>,
@@ -284,7 +285,8 @@ async fn prepare(config: RemoteConfig, secrets: RemoteSecrets, hooks: RemoteHook
         },
         wire: Wire::new(&config, asked_for, dialect),
         images: Images {
-            fetch: hooks.fetch.clone().filter(|_| config.inline_images),
+            fetch: hooks.fetch.clone(),
+            inline: config.inline_images,
             max_pixels: config.max_image_pixels,
         },
         limiter: Arc::new(Limiter::new(&config)),

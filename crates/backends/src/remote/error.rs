@@ -33,6 +33,9 @@ pub enum RemoteError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The row's image can't be had, says the one that fetches.
+    #[error("{0}")]
+    Image(Fault),
     /// The endpoint can't be used.
     #[error("endpoint {name} {reason}")]
     Endpoint {
@@ -145,6 +148,7 @@ impl RemoteError {
         let code = match self {
             Self::Config { .. } => "remote.config",
             Self::Unsupported { .. } => "remote.unsupported_parameter",
+            Self::Image(fault) => return fault.code.clone(),
             Self::Row { code, .. } | Self::Endpoint { code, .. } => return format!("remote.{code}").into(),
             Self::Status { status, .. } => match status {
                 401 => "remote.unauthorized",
@@ -254,6 +258,9 @@ impl RemoteError {
 
     /// The error as everybody sees it.
     pub(super) fn into_fault(self, had_success: bool, attempts: u32) -> Fault {
+        if let Self::Image(fault) = self {
+            return fault;
+        }
         let fault = Fault::new(self.class(had_success), self.code(), self.to_string()).with_attempts(attempts);
         match self.hint() {
             Some(hint) => fault.with_hint(hint),

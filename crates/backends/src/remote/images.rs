@@ -7,6 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 use vgen_core::{Content, ImageRef, Message, Part};
+use vgen_task::image_mime;
 
 use super::RemoteError;
 use super::client::FetchImage;
@@ -14,11 +15,16 @@ use super::client::FetchImage;
 /// Quality of a shrunk image that came as JPEG: past the point where vision towers notice.
 const JPEG_QUALITY: u8 = 92;
 
+/// The most that an image to be shrunk may take in memory, in bytes.
+const DECODED: u64 = 512 << 20;
+
 /// How images are to be sent.
 #[derive(Clone)]
 pub(super) struct Images {
-    /// Fetches what is given by URL; `None` passes URLs on.
+    /// Fetches what is given by URL, and reads files.
     pub(super) fetch: Option<FetchImage>,
+    /// Whether URLs are fetched instead of passed on.
+    pub(super) inline: bool,
     pub(super) max_pixels: Option<u64>,
 }
 
@@ -73,21 +79,20 @@ fn push_json<T: serde::Serialize + ?Sized>(json: &mut String, value: &T) -> Resu
 
 fn push_url(json: &mut String, image: &ImageRef, images: &Images) -> Result<(), RemoteError> {
     match image {
-        ImageRef::Url(url) => match (data_url(url)?, &images.fetch) {
+        ImageRef::Url(url) => match (data_url(url)?, images.fetch.as_ref().filter(|_| images.inline)) {
             (Some(data), _) => push_data_url(json, url, &data, images),
-            (None, Some(fetch)) => {
-                let bytes = fetch(url).map_err(|fault| RemoteError::Row {
-                    code: "image_fetch",
-                    reason: format!("image {}: {fault}", shown(url)),
-                })?;
-                push_bytes(json, &bytes, url, images)
-            }
+            (None, Some(fetch)) => push_bytes(json, &fetch(image).map_err(RemoteError::Image)?, url, images),
             (None, None) => push_json(json, url.as_ref()),
         },
         ImageRef::Path(path) => {
             let name = path.display().to_string();
-            let bytes = std::fs::read(path)
-                .map_err(|error| RemoteError::Row { code: "image_read", reason: format!("image {name}: {error}") })?;
+            let bytes = match &images.fetch {
+                Some(fetch) => fetch(image).map_err(RemoteError::Image)?,
+                None => std::fs::read(path).map(Arc::from).map_err(|error| RemoteError::Row {
+                    code: "image_read",
+                    reason: format!("image {name}: {error}"),
+                })?,
+            };
             push_bytes(json, &bytes, &name, images)
         }
         ImageRef::Bytes { bytes, name } => push_bytes(json, bytes, name.as_deref().unwrap_or("in memory"), images),
@@ -97,7 +102,7 @@ fn push_url(json: &mut String, image: &ImageRef, images: &Images) -> Result<(), 
 
 /// Bytes as a data URL of their true type.
 fn push_bytes(json: &mut String, bytes: &[u8], name: &str, images: &Images) -> Result<(), RemoteError> {
-    let mime = sniff(bytes).ok_or_else(|| RemoteError::Row {
+    let mime = image_mime(bytes).ok_or_else(|| RemoteError::Row {
         code: "image_type",
         reason: format!("image {} is in no known format", shown(name)),
     })?;
@@ -149,16 +154,11 @@ fn push_data_url(json: &mut String, url: &str, data: &DataUrl<'_>, images: &Imag
     // Enough for every signature.
     let start = payload.get(..64).unwrap_or(payload);
     let start = start.get(..start.len() / 4 * 4).unwrap_or_default();
-    let mime = STANDARD.decode(start).ok().and_then(|start| sniff(&start));
+    let mime = STANDARD.decode(start).ok().and_then(|start| image_mime(&start));
     match mime.filter(|mime| !data.mime.eq_ignore_ascii_case(mime)) {
         Some(mime) => push_json(json, &format!("data:{mime};base64,{payload}")),
         None => push_json(json, url),
     }
-}
-
-/// The type that bytes begin like. Vision servers read all of these, or say that they don't.
-pub(super) fn sniff(bytes: &[u8]) -> Option<&'static str> {
-    image::guess_format(bytes).ok().map(|format| format.to_mime_type())
 }
 
 /// A URL or name, short enough for a message.
@@ -183,6 +183,11 @@ fn shrink(bytes: &[u8], max_pixels: u64, name: &str) -> Result<Option<(Vec<u8>, 
     if pixels <= max_pixels {
         return Ok(None);
     }
+    if decoder.total_bytes() > DECODED {
+        let reason = format!("image {} would take more than {DECODED} bytes in memory", shown(name));
+        return Err(RemoteError::Row { code: "image_decode", reason });
+    }
+    decoder.set_limits(image::Limits::default()).map_err(bad)?;
     let orientation = decoder.orientation().map_err(bad)?;
     let mut image = DynamicImage::from_decoder(decoder).map_err(bad)?;
     image.apply_orientation(orientation);
@@ -213,9 +218,6 @@ fn fitting(width: u32, height: u32, max_pixels: u64) -> (u32, u32) {
     }
 }
 
-/// What a fetch returns.
-pub(super) type Fetched = Arc<[u8]>;
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may fail by panicking")]
@@ -225,7 +227,7 @@ mod tests {
 
     use super::*;
 
-    const AS_IT_IS: Images = Images { fetch: None, max_pixels: None };
+    const AS_IT_IS: Images = Images { fetch: None, inline: false, max_pixels: None };
 
     fn encoded(format: ImageFormat, width: u32, height: u32) -> Vec<u8> {
         let image = image::RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8, y as u8, 7]));
@@ -279,11 +281,13 @@ mod tests {
         let bytes = encoded(ImageFormat::Png, 3, 3);
         let answer = bytes.clone();
         let fetch: FetchImage = Arc::new(move |_| Ok(answer.clone().into()));
-        let inline = Images { fetch: Some(fetch), max_pixels: None };
-        assert_eq!(bytes_of(&url_of(url(), &inline).unwrap()), ("image/png".to_owned(), bytes));
-        let fetch: FetchImage = Arc::new(|_| Err(Fault::row("image.fetch", "gone")));
-        let error = url_of(url(), &Images { fetch: Some(fetch), max_pixels: None }).unwrap_err();
-        assert_eq!(error.code(), "remote.image_fetch");
+        let with = |fetch, inline| Images { fetch: Some(fetch), inline, max_pixels: None };
+        assert_eq!(bytes_of(&url_of(url(), &with(Arc::clone(&fetch), true)).unwrap()), ("image/png".to_owned(), bytes));
+        assert!(url_of(url(), &with(fetch, false)).unwrap().starts_with("https://"));
+        let gone: FetchImage = Arc::new(|_| Err(Fault::row("image.fetch", "gone")));
+        for image in [url(), ImageRef::Path("x.png".into())] {
+            assert_eq!(url_of(image, &with(Arc::clone(&gone), true)).unwrap_err().code(), "image.fetch");
+        }
     }
 
     #[test]
@@ -312,7 +316,7 @@ mod tests {
 
     #[test]
     fn large_images_shrink_to_the_limit_and_small_ones_stay() {
-        let at_most = |max| Images { fetch: None, max_pixels: Some(max) };
+        let at_most = |max| Images { max_pixels: Some(max), ..AS_IT_IS };
         for format in [ImageFormat::Png, ImageFormat::Jpeg] {
             let bytes = encoded(format, 200, 100);
             let image = ImageRef::Bytes { bytes: bytes.clone().into(), name: None };

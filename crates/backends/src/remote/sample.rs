@@ -278,7 +278,7 @@ impl Row<'_> {
         let images = &self.shared.images;
         let blocks = |image: &ImageRef| match image {
             ImageRef::Path(_) => true,
-            ImageRef::Url(_) => images.fetch.is_some() || images.max_pixels.is_some(),
+            ImageRef::Url(_) => images.inline || images.max_pixels.is_some(),
             _ => images.max_pixels.is_some(),
         };
         if !self.request.messages.iter().flat_map(|message| message.images()).any(blocks) {

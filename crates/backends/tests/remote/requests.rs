@@ -66,8 +66,8 @@ fn an_image_is_fetched_and_encoded_once_however_many_generations() {
     let server = Server::start(echo).unwrap();
     let fetched = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&fetched);
-    let fetch = move |url: &str| {
-        assert_eq!(url, "https://example.com/x.png");
+    let fetch = move |image: &ImageRef| {
+        assert_eq!(*image, ImageRef::Url("https://example.com/x.png".into()));
         count.fetch_add(1, Ordering::SeqCst);
         Ok(PNG.into())
     };

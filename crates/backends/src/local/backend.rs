@@ -1,0 +1,280 @@
+//! [`LocalBackend`]: loading, preparation ahead of the engine, and the engine's thread.
+
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use vgen_core::{Backend, Constraint, Fault, FaultClass, Reply, Request, SamplingParams, image_spans};
+use vgen_mllama::hub::HubProgress;
+use vgen_mllama::{Checkpoint, Config, LoadOptions, Model, hub};
+use vgen_task::prepare::{ModelFiles, Preprocessor};
+
+use super::engine::{Engine, EngineStats};
+use super::row::{Job, given_up, given_up_fault};
+use super::{
+    ConstraintCompiler, ConstraintState, GenerationDefaults, LoadEvent, LocalOptions, MemoryPlan, ModelSource,
+    ResolvedSampling, Vocabulary,
+};
+
+/// New tokens of an answer if neither the request nor the model says (distilabel's default).
+pub const DEFAULT_MAX_NEW_TOKENS: u32 = 128;
+
+/// Llama-3.2-Vision in this process.
+///
+/// Requests are prepared (images fetched, decoded and tiled, text tokenised) on threads of their own, ahead of the one
+/// thread that owns the model.
+#[derive(Debug)]
+pub struct LocalBackend {
+    model_name: String,
+    /// `None` only while being dropped.
+    requests: Option<Sender<Submitted>>,
+    threads: Vec<JoinHandle<()>>,
+    shared: Arc<Shared>,
+    window: usize,
+    stats: Arc<EngineStats>,
+}
+
+struct Submitted {
+    request: Request,
+    reply: Box<dyn Reply>,
+    at: Instant,
+}
+
+/// What preparation needs to know of the model.
+#[derive(Debug)]
+struct Shared {
+    preprocessor: Preprocessor,
+    defaults: GenerationDefaults,
+    eos: Vec<u32>,
+    vocab_size: usize,
+    image_token: u32,
+    longest: usize,
+    vocabulary: Arc<Vocabulary>,
+    compiler: OnceLock<Result<ConstraintCompiler, Fault>>,
+}
+
+impl LocalBackend {
+    /// Finds, checks and loads the model, then starts the engine. Blocks; `progress` hears how far it is.
+    ///
+    /// # Errors
+    /// A stop fault that names what is missing or wrong. What `config.json` can tell is told before weights are
+    /// downloaded or read.
+    pub fn load(options: LocalOptions, progress: impl Fn(LoadEvent) + Send + Sync + 'static) -> Result<Self, Fault> {
+        let start = Instant::now();
+        let progress = Arc::new(progress);
+        let device = options.device.open()?;
+        let dtype = options.dtype.on(&device)?;
+        let checkpoint = match &options.model {
+            ModelSource::Named(name) => {
+                let hub_progress: HubProgress = {
+                    let progress = Arc::clone(&progress);
+                    Arc::new(move |event| progress(LoadEvent::Hub(event)))
+                };
+                let accept = |config: &str| Config::from_json(config).map(|_| ()).map_err(Fault::from);
+                let folder = hub::resolve(name, &options.hub, &accept, Some(hub_progress)).map_err(Fault::from)?;
+                Checkpoint::folder(folder.path)
+            }
+            ModelSource::Embedded { files, .. } => Checkpoint::memory(files.iter().copied()),
+        };
+        let config = Config::from_json(&checkpoint.require("config.json")?)?;
+        let plan = MemoryPlan::new(&config, dtype, &options);
+        plan.check()?;
+        let shared = Arc::new(Shared::new(&checkpoint, &options)?);
+        if let Some(threads) = options.threads {
+            // An error means that the pool runs already: its size stands, the limit below still holds.
+            let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build_global();
+        }
+        let load =
+            LoadOptions { device: device.clone(), dtype, reference: options.reference, portable: options.portable };
+        let layers = |done, total| progress(LoadEvent::Layers { done, total });
+        let model = Model::load(&checkpoint, &load, &layers)?;
+        progress(LoadEvent::Ready {
+            device: format!("{:?}", device.location()).to_lowercase(),
+            dtype: dtype.as_str().to_owned(),
+            seconds: start.elapsed().as_secs_f64(),
+        });
+
+        let stats = Arc::new(EngineStats::default());
+        let model_name = options.model.name().to_owned();
+        let (requests, incoming) = unbounded::<Submitted>();
+        // The pipeline's window bounds requests; this bounds decoded images.
+        let (jobs, ready) = bounded::<Job>(options.batch_size.max(2));
+        let vocabulary = Arc::clone(&shared.vocabulary);
+        let engine = Engine::new(model, model_name.clone(), vocabulary, ready, &options, plan, Arc::clone(&stats));
+        let mut threads = Vec::with_capacity(options.prepare_threads + 1);
+        threads.push(spawn("vgen-engine", move || engine.run())?);
+        for _ in 0..options.prepare_threads.max(1) {
+            let (shared, incoming, jobs) = (Arc::clone(&shared), incoming.clone(), jobs.clone());
+            threads.push(spawn("vgen-prepare", move || shared.prepare_all(&incoming, &jobs))?);
+        }
+        let window = 2 * options.batch_size.max(1) + options.prepare_threads;
+        Ok(Self { model_name, requests: Some(requests), threads, shared, window, stats })
+    }
+
+    /// What the engine did and where its time went.
+    pub fn stats(&self) -> &EngineStats {
+        &self.stats
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Fault> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .map_err(|e| Fault::stop("engine.thread", format!("thread {name} can't be started: {e}")))
+}
+
+impl Backend for LocalBackend {
+    fn model_name(&self) -> &str {
+        &self.model_name
+    }
+
+    fn check(&self, sampling: &SamplingParams, num_generations: u32) -> Result<(), Fault> {
+        if num_generations == 0 {
+            return Err(Fault::stop("task.invalid_parameter", "num_generations is 0").with_hint("ask for at least 1"));
+        }
+        self.shared.resolve(sampling).map(|_| ()).map_err(stop)?;
+        match &sampling.constraint {
+            Some(constraint) => self.shared.constraint(constraint).map(|_| ()).map_err(stop),
+            None => Ok(()),
+        }
+    }
+
+    fn window(&self) -> usize {
+        self.window
+    }
+
+    fn submit(&self, request: Request, reply: Box<dyn Reply>) {
+        let submitted = Submitted { request, reply, at: Instant::now() };
+        let lost = match &self.requests {
+            Some(requests) => requests.send(submitted).err().map(|e| e.0),
+            None => Some(submitted),
+        };
+        if let Some(lost) = lost {
+            lost.reply.done(Err(Fault::stop("backend.lost", "the engine is gone")));
+        }
+    }
+}
+
+fn stop(mut fault: Fault) -> Fault {
+    fault.class = FaultClass::Stop;
+    fault
+}
+
+impl Drop for LocalBackend {
+    /// Answers what was submitted, then ends the threads.
+    fn drop(&mut self) {
+        self.requests = None;
+        for thread in self.threads.drain(..) {
+            // A panic of a thread was seen by those who waited for its answers.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn new(checkpoint: &Checkpoint, options: &LocalOptions) -> Result<Self, Fault> {
+        let config_json = checkpoint.require("config.json")?;
+        let config = Config::from_json(&config_json)?;
+        let preprocessor_config = checkpoint.require("preprocessor_config.json")?;
+        let tokenizer = checkpoint.require("tokenizer.json")?;
+        let tokenizer_config = checkpoint.text("tokenizer_config.json")?;
+        let chat_template = match checkpoint.text("chat_template.json")? {
+            Some(text) => Some(text),
+            None => checkpoint.text("chat_template.jinja")?,
+        };
+        let files = ModelFiles {
+            config: &config_json,
+            preprocessor_config: &preprocessor_config,
+            tokenizer: tokenizer.as_bytes(),
+            tokenizer_config: tokenizer_config.as_deref(),
+            chat_template: chat_template.as_deref(),
+        };
+        let preprocessor = Preprocessor::from_files(&files, options.prepare.clone()).map_err(Fault::from)?;
+        let mut defaults = match checkpoint.text("generation_config.json")? {
+            Some(text) => GenerationDefaults::from_json(&text)?,
+            None => GenerationDefaults::default(),
+        };
+        defaults.max_new_tokens.get_or_insert(DEFAULT_MAX_NEW_TOKENS);
+        let vocabulary = Arc::new(Vocabulary::new(preprocessor.tokenizer().inner()).map_err(Fault::from)?);
+        let eos = if defaults.eos_token_id.is_empty() { config.eos.clone() } else { defaults.eos_token_id.clone() };
+        Ok(Self {
+            preprocessor,
+            defaults,
+            eos,
+            vocab_size: config.text.vocab_size,
+            image_token: config.image_token.unwrap_or(u32::MAX),
+            longest: config.text.max_position_embeddings,
+            vocabulary,
+            compiler: OnceLock::new(),
+        })
+    }
+
+    fn resolve(&self, sampling: &SamplingParams) -> Result<ResolvedSampling, Fault> {
+        let tokenizer = self.preprocessor.tokenizer().inner();
+        Ok(ResolvedSampling::resolve(sampling, &self.defaults, &self.eos, self.vocab_size, tokenizer)?)
+    }
+
+    fn constraint(&self, constraint: &Constraint) -> Result<ConstraintState, Fault> {
+        let compiler = self.compiler.get_or_init(|| {
+            let tokenizer = self.preprocessor.tokenizer().inner();
+            ConstraintCompiler::new(tokenizer, &self.vocabulary, self.vocab_size, &self.eos).map_err(Fault::from)
+        });
+        match compiler {
+            Ok(compiler) => Ok(compiler.start(constraint)?),
+            Err(fault) => Err(fault.clone()),
+        }
+    }
+
+    /// Body of a preparation thread: runs until the queue is closed.
+    fn prepare_all(&self, incoming: &Receiver<Submitted>, jobs: &Sender<Job>) {
+        for Submitted { request, reply, at } in incoming {
+            if let Some(reason) = given_up(&request.cancel, request.deadline) {
+                reply.done(Err(given_up_fault(request.row, reason)));
+                continue;
+            }
+            let start = Instant::now();
+            match self.prepare(&request) {
+                Ok((prompt, visible, sampling, constraint)) => {
+                    let job = Job {
+                        row: request.row,
+                        num_generations: request.num_generations.max(1),
+                        prompt,
+                        visible,
+                        sampling: Arc::new(sampling),
+                        constraint,
+                        deadline: request.deadline,
+                        cancel: request.cancel,
+                        submitted: at,
+                        prepare: start.elapsed().as_secs_f64(),
+                        reply,
+                    };
+                    if let Err(lost) = jobs.send(job) {
+                        lost.0.reply.done(Err(Fault::stop("backend.lost", "the engine is gone")));
+                    }
+                }
+                Err(fault) => reply.done(Err(fault)),
+            }
+        }
+    }
+
+    #[expect(clippy::type_complexity, reason = "parts of a job, named where they are put together")]
+    fn prepare(
+        &self,
+        request: &Request,
+    ) -> Result<
+        (vgen_task::prepare::Prepared, Vec<std::ops::Range<usize>>, ResolvedSampling, Option<ConstraintState>),
+        Fault,
+    > {
+        let sampling = self.resolve(&request.sampling)?;
+        let constraint = request.sampling.constraint.as_ref().map(|c| self.constraint(c)).transpose()?;
+        let prompt = self.preprocessor.prepare(&request.messages).map_err(Fault::from)?;
+        if prompt.ids.len() >= self.longest {
+            let message = format!("the prompt has {} tokens, the model reads {}", prompt.ids.len(), self.longest);
+            return Err(Fault::row("prompt.too_long", message).with_hint("shorten the instruction"));
+        }
+        let visible = image_spans(&prompt.ids, self.image_token);
+        Ok((prompt, visible, sampling, constraint))
+    }
+}

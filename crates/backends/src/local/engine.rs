@@ -1,0 +1,420 @@
+//! The engine: one thread that owns the model and works on many rows at a time.
+//!
+//! Continuous batching: rows join as soon as there is room and leave when they are done. A step is one call of the
+//! text layers on a flat list of tokens: one for each running answer, and pieces of the prompts of new rows up to a
+//! token budget. Images are encoded when their row joins, a few at a time, and each image once.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, TryRecvError};
+use vgen_core::{Fault, PixelTiles};
+use vgen_mllama::{Model, SelfKv, Sequence};
+
+use super::image_cache::ImageCache;
+use super::plan::IMAGES_TOGETHER;
+use super::row::{ActiveRow, Job, Sample, Tools, given_up_fault};
+use super::{Candidates, LocalOptions, MemoryPlan, Vocabulary};
+
+/// Where the engine's time went, in nanoseconds, and what it did.
+#[derive(Debug, Default)]
+pub struct EngineStats {
+    encode: AtomicU64,
+    prefill: AtomicU64,
+    decode: AtomicU64,
+    sample: AtomicU64,
+    prompt_tokens: AtomicU64,
+    shared_prompt_tokens: AtomicU64,
+    generated_tokens: AtomicU64,
+    images_encoded: AtomicU64,
+    images_reused: AtomicU64,
+    steps: AtomicU64,
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident: $field:ident;)*) => {
+        impl EngineStats {
+            $($(#[$doc])* pub fn $name(&self) -> u64 { self.$field.load(Ordering::Relaxed) })*
+        }
+    };
+}
+
+counters! {
+    /// Nanoseconds in the vision tower.
+    encode_ns: encode;
+    /// Nanoseconds in steps that read prompts.
+    prefill_ns: prefill;
+    /// Nanoseconds in steps that only continue answers.
+    decode_ns: decode;
+    /// Nanoseconds choosing tokens.
+    sample_ns: sample;
+    /// Prompt tokens that were read.
+    prompt_tokens: prompt_tokens;
+    /// Prompt tokens that an earlier prompt had read already.
+    shared_prompt_tokens: shared_prompt_tokens;
+    /// Tokens that were generated.
+    generated_tokens: generated_tokens;
+    /// Images that were encoded.
+    images_encoded: images_encoded;
+    /// Images that were encoded for an earlier row.
+    images_reused: images_reused;
+    /// Calls of the text layers.
+    steps: steps;
+}
+
+fn add(counter: &AtomicU64, value: u64) {
+    counter.fetch_add(value, Ordering::Relaxed);
+}
+
+/// What the engine thread owns.
+pub(crate) struct Engine {
+    pub(crate) model: Model,
+    pub(crate) model_name: String,
+    pub(crate) jobs: Receiver<Job>,
+    pub(crate) batch_size: usize,
+    pub(crate) step_tokens: usize,
+    pub(crate) stats: Arc<EngineStats>,
+    pub(crate) cache: ImageCache,
+    pub(crate) tools: Tools,
+    pub(crate) waiting: VecDeque<Job>,
+    pub(crate) active: Vec<ActiveRow>,
+    /// Beginning of the latest prompt up to its first image, with its keys and values.
+    pub(crate) prefix: Option<(Vec<u32>, SelfKv)>,
+    /// Whether tokens before an image are the same whatever the image.
+    pub(crate) prefix_is_image_free: bool,
+    plan: MemoryPlan,
+    closed: bool,
+}
+
+/// Shorter common beginnings are not worth a copy.
+const SHORTEST_PREFIX: usize = 8;
+
+/// Room for new tokens that a sequence's store starts with; it grows as needed.
+const FIRST_ROOM: usize = 128;
+
+impl Engine {
+    pub(crate) fn new(
+        model: Model,
+        model_name: String,
+        vocabulary: Arc<Vocabulary>,
+        jobs: Receiver<Job>,
+        options: &LocalOptions,
+        plan: MemoryPlan,
+        stats: Arc<EngineStats>,
+    ) -> Self {
+        Self {
+            model,
+            model_name,
+            jobs,
+            batch_size: options.batch_size.max(1),
+            step_tokens: options.step_tokens.max(1),
+            stats,
+            cache: ImageCache::new(options.image_cache_bytes),
+            tools: Tools { vocabulary, candidates: Candidates::default(), logits: Vec::new() },
+            waiting: VecDeque::new(),
+            active: Vec::new(),
+            prefix: None,
+            prefix_is_image_free: options.reference == vgen_mllama::Reference::Meta,
+            plan,
+            closed: false,
+        }
+    }
+
+    /// Works until the queue is closed and everything is answered.
+    pub(crate) fn run(mut self) {
+        loop {
+            self.receive();
+            self.drop_given_up();
+            self.admit();
+            if self.active.is_empty() {
+                if self.closed && self.waiting.is_empty() {
+                    return;
+                }
+                continue;
+            }
+            if let Err(fault) = self.step() {
+                self.active.iter_mut().for_each(|row| row.fail(&fault));
+            }
+            self.reply_done();
+        }
+    }
+
+    /// Takes new rows; waits for one if there is nothing to do.
+    fn receive(&mut self) {
+        if self.active.is_empty() && self.waiting.is_empty() && !self.closed {
+            match self.jobs.recv() {
+                Ok(job) => self.waiting.push_back(job),
+                Err(_) => self.closed = true,
+            }
+        }
+        // Not more than soon needed: the queue's bound holds back those who prepare images.
+        while !self.closed && self.waiting.len() < self.batch_size {
+            match self.jobs.try_recv() {
+                Ok(job) => self.waiting.push_back(job),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => self.closed = true,
+            }
+        }
+    }
+
+    fn drop_given_up(&mut self) {
+        for job in std::mem::take(&mut self.waiting) {
+            match job.given_up() {
+                Some(reason) => job.reply.done(Err(given_up_fault(job.row, reason))),
+                None => self.waiting.push_back(job),
+            }
+        }
+        for row in &mut self.active {
+            if let Some(reason) = row.job.given_up() {
+                row.give_up(reason);
+            }
+        }
+        self.reply_done();
+    }
+
+    fn reply_done(&mut self) {
+        let (done, active) = std::mem::take(&mut self.active).into_iter().partition(ActiveRow::is_done);
+        self.active = active;
+        let done: Vec<ActiveRow> = done;
+        for row in done {
+            row.reply(&self.model_name);
+        }
+        self.cache.trim();
+    }
+
+    /// Lets waiting rows join while there is room.
+    fn admit(&mut self) {
+        let mut width: usize = self.active.iter().map(ActiveRow::width).sum();
+        let mut reserved: u64 = self.active.iter().map(|row| self.reservation(&row.job)).sum();
+        let mut joining = Vec::new();
+        while let Some(at) = self.next_to_join() {
+            let Some(next) = self.waiting.get(at) else { break };
+            let wanted = next.num_generations as usize;
+            let bytes = self.reservation(next);
+            let fits = self.plan.for_rows().is_none_or(|budget| reserved + bytes <= budget);
+            if width > 0 && (width + wanted > self.batch_size || !fits) {
+                break;
+            }
+            if !fits {
+                if let Some(job) = self.waiting.remove(at) {
+                    let message = format!("row {} needs {bytes} bytes, more than --memory leaves for rows", job.row);
+                    job.reply.done(Err(Fault::row("row.memory", message)
+                        .with_hint("allow more memory, fewer new tokens or fewer generations")));
+                }
+                continue;
+            }
+            width += wanted;
+            reserved += bytes;
+            joining.extend(self.waiting.remove(at));
+        }
+        if joining.is_empty() {
+            return;
+        }
+        self.encode(&joining);
+        for job in joining {
+            match self.activate(job) {
+                Ok(row) => self.active.push(row),
+                Err((job, fault)) => job.reply.done(Err(fault)),
+            }
+        }
+        self.cache.trim();
+    }
+
+    /// Bytes that a row takes at most.
+    fn reservation(&self, job: &Job) -> u64 {
+        let longest = self.model.config().text.max_position_embeddings;
+        let tokens = match job.sampling.max_new_tokens {
+            Some(new) => (job.prompt.ids.len() + new as usize).min(longest),
+            None => longest,
+        };
+        let tiles = job.prompt.images.iter().map(|image| image.tiles() as u64).sum();
+        self.plan.row(tokens as u64, tiles, u64::from(job.num_generations))
+    }
+
+    /// The oldest row, unless one whose images are all known already can join before it.
+    fn next_to_join(&self) -> Option<usize> {
+        let known = |job: &Job| {
+            !job.prompt.images.is_empty() && job.prompt.images.iter().all(|image| self.cache.contains(&image.digest))
+        };
+        match self.waiting.iter().position(known) {
+            Some(at) => Some(at),
+            None => (!self.waiting.is_empty()).then_some(0),
+        }
+    }
+
+    /// Encodes the images that are new, all in one call; an image that fails fails alone.
+    fn encode(&mut self, jobs: &[Job]) {
+        let mut new: Vec<&PixelTiles> = Vec::new();
+        for image in jobs.iter().flat_map(|job| &job.prompt.images) {
+            if self.cache.contains(&image.digest) || new.iter().any(|other| other.digest == image.digest) {
+                add(&self.stats.images_reused, 1);
+            } else {
+                new.push(image);
+            }
+        }
+        if new.is_empty() {
+            return;
+        }
+        let start = Instant::now();
+        for together in new.chunks(IMAGES_TOGETHER) {
+            let encoded: Vec<_> = match self.model.encode(together) {
+                Ok(encoded) => together.iter().zip(encoded).collect(),
+                Err(_) => together
+                    .iter()
+                    .filter_map(|image| Some((image, self.model.encode(&[image]).ok()?.pop()?)))
+                    .collect(),
+            };
+            add(&self.stats.images_encoded, encoded.len() as u64);
+            for (image, kv) in encoded {
+                self.cache.insert(image.digest, kv);
+            }
+        }
+        add(&self.stats.encode, start.elapsed().as_nanos() as u64);
+    }
+
+    fn activate(&mut self, job: Job) -> Result<ActiveRow, (Job, Fault)> {
+        let mut images = Vec::with_capacity(job.prompt.images.len());
+        for image in &job.prompt.images {
+            match self.cache.get(&image.digest) {
+                Some(kv) => images.push(kv),
+                // It failed before, so this says why.
+                None => match self.model.encode(&[image]) {
+                    Ok(mut kv) => images.extend(kv.pop().map(|kv| self.cache.insert(image.digest, kv))),
+                    Err(error) => return Err((job, error.into())),
+                },
+            }
+        }
+        let capacity = (job.prompt.ids.len() + FIRST_ROOM).min(self.model.config().text.max_position_embeddings);
+        let shared = self.shared_prefix(&job);
+        let kv = match (&self.prefix, shared) {
+            (Some((_, prefix)), 1..) => prefix.prefix(&self.model.config().text, shared, capacity),
+            _ => self.model.self_kv(capacity),
+        };
+        add(&self.stats.shared_prompt_tokens, shared as u64);
+        match kv {
+            Ok(kv) => Ok(ActiveRow::new(job, images, kv)),
+            Err(error) => Err((job, error.into())),
+        }
+    }
+
+    /// How many tokens of the prompt are in the kept prefix. The last token is always read again, for its logits.
+    fn shared_prefix(&self, job: &Job) -> usize {
+        let Some((ids, _)) = &self.prefix else { return 0 };
+        let own = &job.prompt.ids[..image_free(job).min(job.prompt.ids.len() - 1)];
+        let common = ids.iter().zip(own).take_while(|(a, b)| a == b).count();
+        if self.prefix_is_image_free && common >= SHORTEST_PREFIX { common } else { 0 }
+    }
+
+    /// One call of the text layers, and a token for every answer that has logits.
+    fn step(&mut self) -> Result<(), Fault> {
+        let longest = self.model.config().text.max_position_embeddings;
+        let mut ids = Vec::new();
+        let mut wanted = Vec::new();
+        let mut sequences = Vec::new();
+        // Rows by what they do in this step.
+        let mut decoding: Vec<(usize, Vec<Sample>)> = Vec::new();
+        let mut finishing = Vec::new();
+        let mut reading = false;
+
+        for (at, row) in self.active.iter_mut().enumerate() {
+            if row.prefill.is_none() {
+                decoding.push((at, std::mem::take(&mut row.samples)));
+            }
+        }
+        let answers: usize = decoding.iter().map(|(_, samples)| samples.len()).sum();
+        let mut budget = self.step_tokens.saturating_sub(answers);
+        // Moved out for the step, since a sequence borrows the row as well.
+        let mut prompts: Vec<(usize, SelfKv)> = Vec::new();
+        for (at, row) in self.active.iter_mut().enumerate() {
+            // Each takes a token at least.
+            if prompts.len() < budget
+                && let Some(kv) = row.prefill.take()
+            {
+                prompts.push((at, kv));
+            }
+        }
+        for (at, samples) in &mut decoding {
+            let row = &self.active[*at];
+            for sample in samples {
+                if sample.kv.len() == sample.kv.capacity() {
+                    let capacity = (2 * sample.kv.capacity()).min(longest);
+                    sample.kv = sample.kv.prefix(&self.model.config().text, sample.kv.len(), capacity)?;
+                }
+                wanted.push(ids.len() as u32);
+                ids.push(sample.next);
+                let visible = &row.job.visible[row.job.visible.len() - 1..];
+                sequences.push(Sequence { kv: &mut sample.kv, images: &row.images, visible });
+            }
+        }
+        for (at, kv) in &mut prompts {
+            let job = &self.active[*at].job;
+            let len = budget.min(job.prompt.ids.len() - kv.len());
+            let part = kv.len()..kv.len() + len;
+            if len == 0 {
+                continue;
+            }
+            budget -= len;
+            reading = true;
+            ids.extend_from_slice(&job.prompt.ids[part.clone()]);
+            if part.end == job.prompt.ids.len() {
+                wanted.push(ids.len() as u32 - 1);
+                finishing.push(*at);
+            }
+            let images = &self.active[*at].images;
+            sequences.push(Sequence { kv, images, visible: &job.visible[part] });
+        }
+
+        let start = Instant::now();
+        let logits = self.model.forward(&ids, &mut sequences, &wanted).and_then(|logits| Ok(logits.to_vec2::<f32>()?));
+        drop(sequences);
+        let spent = start.elapsed().as_nanos() as u64;
+        add(if reading { &self.stats.prefill } else { &self.stats.decode }, spent);
+        add(&self.stats.steps, 1);
+        add(&self.stats.prompt_tokens, (ids.len() - answers) as u64);
+        for (at, kv) in prompts {
+            self.keep_prefix(at, &kv);
+            self.active[at].prefill = Some(kv);
+        }
+        let logits = logits?;
+
+        let start = Instant::now();
+        let mut rows = logits.iter();
+        for (at, samples) in decoding {
+            for (sample, logits) in samples.into_iter().zip(rows.by_ref()) {
+                self.active[at].step(sample, logits, &mut self.tools);
+            }
+        }
+        for (at, logits) in finishing.into_iter().zip(rows) {
+            let row = &mut self.active[at];
+            let room = longest.saturating_sub(row.job.prompt.ids.len()) as u32;
+            row.start_samples(logits, room, &mut self.tools);
+        }
+        add(&self.stats.generated_tokens, logits.len() as u64);
+        add(&self.stats.sample, start.elapsed().as_nanos() as u64);
+        Ok(())
+    }
+
+    /// Keeps the image-free beginning of a prompt that was just read, for the next prompts.
+    fn keep_prefix(&mut self, at: usize, kv: &SelfKv) {
+        let job = &self.active[at].job;
+        let len = image_free(job).min(kv.len());
+        if !self.prefix_is_image_free || len < SHORTEST_PREFIX {
+            return;
+        }
+        let ids = &job.prompt.ids[..len];
+        if self.prefix.as_ref().is_some_and(|(kept, _)| kept.starts_with(ids)) {
+            return;
+        }
+        // A prefix that can't be kept costs time, not answers.
+        if let Ok(copy) = kv.prefix(&self.model.config().text, len, len) {
+            self.prefix = Some((ids.to_vec(), copy));
+        }
+    }
+}
+
+/// Tokens before the first that sees an image.
+fn image_free(job: &Job) -> usize {
+    job.visible.iter().take_while(|images| images.is_empty()).count()
+}

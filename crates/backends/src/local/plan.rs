@@ -1,0 +1,109 @@
+//! [`MemoryPlan`]: what a model and its rows take, known from `config.json` alone.
+
+use std::fmt;
+
+use vgen_core::Fault;
+use vgen_mllama::{Config, CrossKv, DType, SelfKv, TensorSpec, expected};
+
+use super::LocalOptions;
+
+/// Images that go through the vision tower together.
+pub(crate) const IMAGES_TOGETHER: usize = 2;
+
+/// What a model and its rows take, in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// All weights in the type of the computation.
+    pub weights: u64,
+    /// Keys and values of a text token, all self-attention layers together.
+    pub kv_per_token: u64,
+    /// Keys and values of a tile, all cross-attention layers together.
+    pub cross_kv_per_tile: u64,
+    /// Tiles of the largest image.
+    pub max_tiles: u64,
+    /// Intermediate results of the vision tower.
+    pub vision_workspace: u64,
+    /// Intermediate results of a step of the text layers.
+    pub text_workspace: u64,
+    /// Images kept for later rows.
+    pub image_cache: u64,
+    /// The limit, if one was given.
+    pub memory: Option<u64>,
+}
+
+impl MemoryPlan {
+    /// The plan for a configuration.
+    pub fn new(config: &Config, dtype: DType, options: &LocalOptions) -> Self {
+        let size = dtype.size_in_bytes() as u64;
+        let text = &config.text;
+        let vision = config.vision.as_ref();
+        let values: u64 = expected(config).iter().map(TensorSpec::elements).sum();
+        let tokens = options.step_tokens as u64;
+        let per_text_token = 6 * text.hidden_size + 3 * text.intermediate_size;
+        let per_vision_token = vision.map_or(0, |v| 8 * v.hidden_size + 2 * v.intermediate_size + 2 * v.output_size());
+        let vision_tokens = vision.map_or(0, |v| (v.max_num_tiles * (v.patches() + 1) * IMAGES_TOGETHER) as u64);
+        let patches = vision.map_or(0, |v| v.patches() as u64);
+        Self {
+            weights: values * size,
+            kv_per_token: SelfKv::bytes_per_token(text, dtype),
+            cross_kv_per_tile: patches * CrossKv::bytes_per_token(text, dtype),
+            max_tiles: vision.map_or(0, |v| v.max_num_tiles as u64),
+            vision_workspace: vision_tokens * per_vision_token as u64 * size,
+            text_workspace: tokens * per_text_token as u64 * size
+                + (options.batch_size * text.vocab_size * size_of::<f32>()) as u64,
+            image_cache: if vision.is_some() { options.image_cache_bytes } else { 0 },
+            memory: options.memory,
+        }
+    }
+
+    /// What is needed before the first row.
+    pub fn fixed(&self) -> u64 {
+        self.weights + self.vision_workspace.max(self.text_workspace) + self.image_cache
+    }
+
+    /// Bytes for keys and values of rows; `None` without a limit.
+    pub(crate) fn for_rows(&self) -> Option<u64> {
+        self.memory.map(|memory| memory.saturating_sub(self.fixed()))
+    }
+
+    /// What a row takes at most: its text, and images that aren't shared.
+    pub fn row(&self, tokens: u64, tiles: u64, samples: u64) -> u64 {
+        samples * tokens * self.kv_per_token + tiles * self.cross_kv_per_tile
+    }
+
+    /// Whether at least one row of moderate size fits the limit.
+    ///
+    /// # Errors
+    /// `plan.memory` with the numbers.
+    pub fn check(&self) -> Result<(), Fault> {
+        let Some(memory) = self.memory else { return Ok(()) };
+        let least = self.fixed() + self.row(1024, self.max_tiles, 1);
+        if least <= memory {
+            return Ok(());
+        }
+        let message = format!("the model needs {} with one row, {} are allowed\n{self}", Bytes(least), Bytes(memory));
+        Err(Fault::stop("plan.memory", message).with_hint("allow more with --memory, or use a smaller model"))
+    }
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "weights                  {:>12}", Bytes(self.weights).to_string())?;
+        writeln!(f, "vision workspace         {:>12}", Bytes(self.vision_workspace).to_string())?;
+        writeln!(f, "text workspace           {:>12}", Bytes(self.text_workspace).to_string())?;
+        writeln!(f, "images kept              {:>12}", Bytes(self.image_cache).to_string())?;
+        writeln!(f, "keys, values per token   {:>12}", Bytes(self.kv_per_token).to_string())?;
+        write!(f, "keys, values per tile    {:>12}", Bytes(self.cross_kv_per_tile).to_string())
+    }
+}
+
+/// Bytes in the largest unit that leaves a number above 1.
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+        let unit = (0..UNITS.len() - 1).find(|u| self.0 >> (10 * (u + 1)) == 0).unwrap_or(UNITS.len() - 1);
+        write!(f, "{:.1} {}", self.0 as f64 / (1u64 << (10 * unit)) as f64, UNITS[unit])
+    }
+}

@@ -1,0 +1,233 @@
+//! A row in the engine: its prompt being read, then its samples being written.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use vgen_core::{
+    CancelToken, Fault, FinishReason, Generation, Reply, Response, Timings, TokenLogprob, TopLogprob, Usage,
+};
+use vgen_mllama::{CrossKv, SelfKv};
+
+use super::{Answer, Candidates, ConstraintState, ResolvedSampling, SampleError, Sampler, Vocabulary};
+
+/// A row that is ready for the engine.
+pub(crate) struct Job {
+    pub(crate) row: u64,
+    pub(crate) num_generations: u32,
+    pub(crate) prompt: vgen_task::prepare::Prepared,
+    /// For each token of the prompt the images that it sees.
+    pub(crate) visible: Vec<Range<usize>>,
+    pub(crate) sampling: Arc<ResolvedSampling>,
+    pub(crate) constraint: Option<ConstraintState>,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) cancel: CancelToken,
+    pub(crate) submitted: Instant,
+    /// Seconds that fetching, decoding, tiling and tokenising took.
+    pub(crate) prepare: f64,
+    pub(crate) reply: Box<dyn Reply>,
+}
+
+impl Job {
+    /// Why the row must not go on, if so.
+    pub(crate) fn given_up(&self) -> Option<FinishReason> {
+        given_up(&self.cancel, self.deadline)
+    }
+}
+
+pub(crate) fn given_up(cancel: &CancelToken, deadline: Option<Instant>) -> Option<FinishReason> {
+    if cancel.is_cancelled() {
+        Some(FinishReason::Cancelled)
+    } else if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        Some(FinishReason::Deadline)
+    } else {
+        None
+    }
+}
+
+/// A row that the engine works on.
+pub(crate) struct ActiveRow {
+    pub(crate) job: Job,
+    pub(crate) images: Vec<Arc<CrossKv>>,
+    /// The prompt's keys and values while it is read; the samples' own after that.
+    pub(crate) prefill: Option<SelfKv>,
+    pub(crate) samples: Vec<Sample>,
+    results: Vec<Option<Result<Generation, Fault>>>,
+    admitted: Instant,
+    first_token: Option<f64>,
+}
+
+/// One answer in the making.
+pub(crate) struct Sample {
+    index: u32,
+    pub(crate) kv: SelfKv,
+    /// The latest token, not yet read.
+    pub(crate) next: u32,
+    sampler: Sampler,
+    answer: Answer,
+    logprobs: Vec<TokenLogprob>,
+}
+
+impl ActiveRow {
+    pub(crate) fn new(job: Job, images: Vec<Arc<CrossKv>>, kv: SelfKv) -> Self {
+        let results = (0..job.num_generations).map(|_| None).collect();
+        let admitted = Instant::now();
+        Self { job, images, prefill: Some(kv), samples: Vec::new(), results, admitted, first_token: None }
+    }
+
+    /// How many answers are, or will be, in the making.
+    pub(crate) fn width(&self) -> usize {
+        if self.prefill.is_some() { self.job.num_generations as usize } else { self.samples.len() }
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.prefill.is_none() && self.samples.is_empty()
+    }
+
+    /// The prompt is read: its last logits give every sample's first token.
+    pub(crate) fn start_samples(&mut self, logits: &[f32], room: u32, tools: &mut Tools) {
+        let Some(kv) = self.prefill.take() else { return };
+        self.first_token = Some(self.job.submitted.elapsed().as_secs_f64());
+        let count = self.job.num_generations;
+        let mut kv = Some(kv);
+        for index in 0..count {
+            let own = if index + 1 == count { kv.take().map(Ok) } else { kv.as_ref().map(SelfKv::fork) };
+            let own = match own {
+                Some(Ok(own)) => own,
+                Some(Err(error)) => {
+                    self.results[index as usize] = Some(Err(error.into()));
+                    continue;
+                }
+                None => continue,
+            };
+            let sampling = &self.job.sampling;
+            let mut sampler = Sampler::new(Arc::clone(sampling), &self.job.prompt.ids, self.job.row, index);
+            if let Some(constraint) = &self.job.constraint {
+                sampler = sampler.with_constraint(constraint.clone());
+            }
+            let answer = Answer::new(Arc::clone(sampling), Arc::clone(&tools.vocabulary), room, &self.job.prompt.text);
+            if sampling.echo {
+                self.job.reply.delta(index, &self.job.prompt.text);
+            }
+            let mut sample = Sample { index, kv: own, next: 0, sampler, answer, logprobs: Vec::new() };
+            tools.logits.clear();
+            tools.logits.extend_from_slice(logits);
+            if self.advance(&mut sample, tools) {
+                self.samples.push(sample);
+            }
+        }
+    }
+
+    /// A step's logits for sample number `at` of the list, which is `[vocabulary]`; whether it goes on.
+    pub(crate) fn step(&mut self, mut sample: Sample, logits: &[f32], tools: &mut Tools) {
+        tools.logits.clear();
+        tools.logits.extend_from_slice(logits);
+        if self.advance(&mut sample, tools) {
+            self.samples.push(sample);
+        }
+    }
+
+    /// Chooses a token; false if the answer ended with it.
+    fn advance(&mut self, sample: &mut Sample, tools: &mut Tools) -> bool {
+        let sampled = match sample.sampler.sample(&mut tools.logits, &mut tools.candidates) {
+            Ok(sampled) => sampled,
+            Err(error) => {
+                self.results[sample.index as usize] = Some(Err(self.sample_fault(error)));
+                return false;
+            }
+        };
+        if self.job.sampling.logprobs {
+            let text = |id| tools.vocabulary.text(id);
+            let top = sampled.top.iter().map(|(id, logprob)| TopLogprob { token: text(*id), logprob: *logprob });
+            let token = text(sampled.token);
+            sample.logprobs.push(TokenLogprob { token, logprob: sampled.logprob, top_logprobs: top.collect() });
+        }
+        let complete = sample.sampler.constraint().is_some_and(ConstraintState::is_finished);
+        let step = sample.answer.push(sampled.token, complete);
+        if !step.text.is_empty() {
+            self.job.reply.delta(sample.index, &step.text);
+        }
+        sample.next = sampled.token;
+        if let Some(reason) = step.finish {
+            self.finish(sample, reason);
+        }
+        step.finish.is_none()
+    }
+
+    fn sample_fault(&self, error: SampleError) -> Fault {
+        let mut fault = Fault::from(error);
+        fault.message = format!("row {}: {}", self.job.row, fault.message);
+        fault
+    }
+
+    fn finish(&mut self, sample: &mut Sample, reason: FinishReason) {
+        let incomplete = sample.sampler.constraint_mut().and_then(|constraint| constraint.check_complete().err());
+        let result = match incomplete {
+            Some(error) => Err(Fault::from(error)),
+            None => Ok(Generation {
+                text: Some(sample.answer.text().to_owned()),
+                finish_reason: Some(reason),
+                usage: Some(Usage {
+                    input_tokens: self.job.prompt.ids.len() as u64,
+                    output_tokens: sample.answer.tokens().len() as u64,
+                    vision_tokens: Some(self.images.iter().map(|image| image.live_tokens() as u64).sum()),
+                }),
+                logprobs: self.job.sampling.logprobs.then(|| std::mem::take(&mut sample.logprobs)),
+                token_ids: Some(sample.answer.tokens().to_vec()),
+                timings: Timings {
+                    queue: self.admitted.duration_since(self.job.submitted).as_secs_f64() - self.job.prepare,
+                    prepare: self.job.prepare,
+                    first_token: self.first_token,
+                    total: self.job.submitted.elapsed().as_secs_f64(),
+                },
+                ..Generation::default()
+            }),
+        };
+        self.results[sample.index as usize] = Some(result);
+    }
+
+    /// Gives the row up; what was written so far is kept.
+    pub(crate) fn give_up(&mut self, reason: FinishReason) {
+        self.prefill = None;
+        for mut sample in std::mem::take(&mut self.samples) {
+            let rest = sample.answer.cut();
+            if !rest.is_empty() {
+                self.job.reply.delta(sample.index, &rest);
+            }
+            self.finish(&mut sample, reason);
+        }
+        let fault = given_up_fault(self.job.row, reason);
+        self.results.iter_mut().filter(|result| result.is_none()).for_each(|r| *r = Some(Err(fault.clone())));
+    }
+
+    /// Fails whatever of the row is not finished.
+    pub(crate) fn fail(&mut self, fault: &Fault) {
+        self.prefill = None;
+        self.samples.clear();
+        self.results.iter_mut().filter(|result| result.is_none()).for_each(|r| *r = Some(Err(fault.clone())));
+    }
+
+    /// Hands the row's answers over.
+    pub(crate) fn reply(self, model_name: &str) {
+        let lost = || Err(Fault::row("engine.lost", "the sample was lost"));
+        let generations = self.results.into_iter().map(|result| result.unwrap_or_else(lost)).collect();
+        self.job.reply.done(Ok(Response { model_name: model_name.to_owned(), generations }));
+    }
+}
+
+pub(crate) fn given_up_fault(row: u64, reason: FinishReason) -> Fault {
+    match reason {
+        FinishReason::Deadline => {
+            Fault::row("row.deadline", format!("row {row}: its deadline passed before an answer"))
+                .with_hint("allow more time for a row")
+        }
+        _ => Fault::row("row.cancelled", format!("row {row} was cancelled")),
+    }
+}
+
+/// What sampling needs besides the row.
+pub(crate) struct Tools {
+    pub(crate) vocabulary: Arc<Vocabulary>,
+    pub(crate) candidates: Candidates,
+    pub(crate) logits: Vec<f32>,
+}

@@ -1,0 +1,23 @@
+//! Opens the backend that the configuration names.
+
+use std::sync::Arc;
+
+use vgen_backends::mock::MockBackend;
+use vgen_core::{Backend, Fault};
+
+use crate::local;
+use crate::messages::Messages;
+use crate::table::{BackendTable, Config};
+
+/// Opens the backend; the local one loads its model here.
+///
+/// # Errors
+/// `config.backend` if none was named; what the backend says.
+pub(crate) fn open(config: &Config, messages: &Messages) -> Result<Arc<dyn Backend>, Fault> {
+    match &config.backend {
+        BackendTable::None => Err(Fault::stop("config.backend", "no backend is named")
+            .with_hint("add a table [backend] with a kind to the config file")),
+        BackendTable::Mock(options) => Ok(Arc::new(MockBackend::new(options.clone())?)),
+        BackendTable::Local(table) => local::open(table, &config.images, messages),
+    }
+}

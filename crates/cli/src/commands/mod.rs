@@ -1,0 +1,107 @@
+//! The commands: each takes its arguments and returns the exit code.
+
+mod ask;
+mod render;
+mod rows;
+
+use std::io::Write;
+
+use vgen_core::Fault;
+use vgen_dataset::{JsonlOptions, JsonlSink, JsonlSource, SinkOptions};
+
+use crate::args::{LocalCommand, RenderCommand, RunCommand};
+use crate::messages::Messages;
+use crate::settings::{Origin, Settings};
+use crate::table::{Config, Place};
+use crate::{config_file, demo, exit, print_config, resolve};
+
+/// `vgen-local` and `vgen local`.
+pub(crate) fn local(args: LocalCommand, messages: &Messages) -> Result<u8, Fault> {
+    let LocalCommand { demo, image, prompt, flags } = args;
+    let print = flags.print_config;
+    let mut settings = flags.settings();
+    settings.set("backend", "kind", "local".into(), Origin::Command("vgen-local"));
+    if demo {
+        settings.set("backend", "model", demo::MODEL.into(), Origin::Flag("--demo"));
+    }
+    if prompt.is_some() && image.is_empty() && settings.get("task", "image_required").is_none() {
+        // A question without an image was meant as one.
+        settings.set("task", "image_required", false.into(), Origin::Command("no --image"));
+    }
+    if print {
+        return show_config(&settings);
+    }
+    let config = resolve::resolve(&settings)?;
+    let messages = messages.clone().quiet(config.run.quiet);
+    match prompt {
+        Some(prompt) => ask::ask(&config, &prompt, &image, &messages),
+        None if demo && config.input.place.is_none() => rows::demo(config, &messages),
+        None => rows::run(config, &messages),
+    }
+}
+
+/// `vgen run`.
+pub(crate) fn run(args: RunCommand, messages: &Messages) -> Result<u8, Fault> {
+    let print = args.flags.print_config;
+    let mut settings = config_file::read(&args.config)?;
+    settings.overlay(args.flags.settings());
+    if print {
+        return show_config(&settings);
+    }
+    let config = resolve::resolve(&settings)?;
+    let messages = messages.clone().quiet(config.run.quiet);
+    rows::run(config, &messages)
+}
+
+/// `vgen render`.
+pub(crate) fn render(args: RenderCommand, messages: &Messages) -> Result<u8, Fault> {
+    let mut settings = Settings::default();
+    match &args.config {
+        Some(config) => {
+            settings = config_file::read(config)?;
+            // That file is for answers.
+            settings.unset("output", "path");
+        }
+        None => settings.set("backend", "kind", "local".into(), Origin::Command("vgen render")),
+    }
+    settings.overlay(args.settings());
+    render::render(&resolve::resolve(&settings)?, messages)
+}
+
+fn show_config(settings: &Settings) -> Result<u8, Fault> {
+    // Only what can be run is worth printing.
+    resolve::resolve(settings)?;
+    print(&print_config::text(settings))?;
+    Ok(exit::DONE)
+}
+
+fn print(text: &str) -> Result<(), Fault> {
+    let mut output = std::io::stdout().lock();
+    output.write_all(text.as_bytes()).and_then(|()| output.flush()).map_err(|error| match error.kind() {
+        std::io::ErrorKind::BrokenPipe => Fault::stop("output.closed", "the reader of stdout went away"),
+        _ => Fault::stop("output.write", format!("writing to stdout failed: {error}")),
+    })
+}
+
+fn source(config: &Config) -> Result<JsonlSource, Fault> {
+    let options = JsonlOptions { max_line_bytes: config.input.max_line_bytes };
+    match &config.input.place {
+        None => Err(Fault::stop("usage.input", "no input is named")
+            .with_hint("name a file of JSON lines with --input, or - for standard input")),
+        Some(Place::Standard) => JsonlSource::stdin(options),
+        Some(Place::File(path)) => JsonlSource::open(path, options),
+    }
+}
+
+fn sink(config: &Config) -> Result<JsonlSink, Fault> {
+    match &config.output.place {
+        Place::Standard => Ok(JsonlSink::stdout()),
+        Place::File(path) => {
+            let input = match &config.input.place {
+                Some(Place::File(input)) => Some(input.clone()),
+                _ => None,
+            };
+            JsonlSink::create(path, &SinkOptions { overwrite: config.output.overwrite, input })
+        }
+    }
+}

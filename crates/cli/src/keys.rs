@@ -1,0 +1,150 @@
+//! Every key of the configuration, with its default: what the config file may say, what flags set, and what
+//! `--print-config` prints.
+
+/// A key of the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key {
+    pub(crate) table: &'static str,
+    pub(crate) name: &'static str,
+    /// As TOML, or in words in angle brackets where it depends.
+    pub(crate) default: &'static str,
+}
+
+const fn key(table: &'static str, name: &'static str, default: &'static str) -> Key {
+    Key { table, name, default }
+}
+
+/// The tables, in the order in which they are printed.
+pub(crate) const TABLES: [&str; 7] = ["input", "output", "task", "sampling", "images", "run", "backend"];
+
+/// The kinds of backends.
+pub(crate) const BACKENDS: [&str; 2] = ["local", "mock"];
+
+const MODEL: &str = "<the model's own>";
+const NONE: &str = "<none>";
+
+/// All keys but those of `[backend]`.
+pub(crate) const KEYS: &[Key] = &[
+    key("input", "path", NONE),
+    key("input", "limit", "<all rows>"),
+    key("input", "max_line_bytes", "\"256MiB\""),
+    key("output", "path", "\"-\""),
+    key("output", "overwrite", "false"),
+    key("task", "name", "\"text_generation_with_image_0\""),
+    key("task", "template", "\"{{ instruction }}\""),
+    key("task", "columns", "[\"instruction\"]"),
+    key("task", "system_prompt", NONE),
+    key("task", "image_type", "\"url\""),
+    key("task", "image_column", "\"image\""),
+    key("task", "image_required", "true"),
+    key("task", "image_position", "<\"first\" for the local backend, else \"as_given\">"),
+    key("task", "num_generations", "1"),
+    key("task", "group_generations", "false"),
+    key("task", "add_raw_input", "true"),
+    key("task", "add_raw_output", "true"),
+    key("task", "input_mappings", "{}"),
+    key("task", "output_mappings", "{}"),
+    key("task", "undefined", "\"strict\""),
+    key("task", "column_check", "\"variables\""),
+    key("task", "image_check", "\"strict\""),
+    key("task", "raw_images", "\"digest\""),
+    key("task", "row_system_prompt", "true"),
+    key("task", "template_fuel", "5000000"),
+    key("sampling", "max_new_tokens", MODEL),
+    key("sampling", "min_new_tokens", MODEL),
+    key("sampling", "temperature", MODEL),
+    key("sampling", "top_p", MODEL),
+    key("sampling", "top_k", MODEL),
+    key("sampling", "min_p", MODEL),
+    key("sampling", "typical_p", MODEL),
+    key("sampling", "repetition_penalty", MODEL),
+    key("sampling", "frequency_penalty", MODEL),
+    key("sampling", "presence_penalty", MODEL),
+    key("sampling", "logit_bias", "{}"),
+    key("sampling", "bad_words", "[]"),
+    key("sampling", "stop", "[]"),
+    key("sampling", "include_stop", "false"),
+    key("sampling", "stop_token_ids", "[]"),
+    key("sampling", "ignore_eos", "false"),
+    key("sampling", "seed", "<0 for the local backend, else the server's>"),
+    key("sampling", "logprobs", "false"),
+    key("sampling", "top_logprobs", "0"),
+    key("sampling", "echo", "false"),
+    key("sampling", "json_schema", NONE),
+    key("sampling", "regex", NONE),
+    key("sampling", "choice", NONE),
+    key("images", "max_bytes", "\"64MiB\""),
+    key("images", "max_pixels", "89478485"),
+    key("images", "max_redirects", "5"),
+    key("images", "retries", "2"),
+    key("images", "connect_timeout", "10.0"),
+    key("images", "timeout", "60.0"),
+    key("images", "allow_private_addresses", "false"),
+    key("run", "row_timeout", NONE),
+    key("run", "window", "<as many as keep the backend busy>"),
+    key("run", "quiet", "false"),
+    key("run", "progress_interval", "10.0"),
+];
+
+const LOCAL: &[Key] = &[
+    key("backend", "kind", NONE),
+    key("backend", "model", NONE),
+    key("backend", "revision", "\"main\""),
+    key("backend", "device", "\"auto\""),
+    key("backend", "dtype", "\"auto\""),
+    key("backend", "reference", "\"meta\""),
+    key("backend", "batch_size", "8"),
+    key("backend", "step_tokens", "512"),
+    key("backend", "threads", "<one for each core>"),
+    key("backend", "prepare_threads", "2"),
+    key("backend", "image_cache", "\"1GiB\""),
+    key("backend", "memory", "<as much as the batch size needs>"),
+    key("backend", "chat_template", "<the model's default one>"),
+    key("backend", "date", "\"26 Jul 2024\""),
+];
+
+const MOCK: &[Key] = &[
+    key("backend", "kind", NONE),
+    key("backend", "model_name", "\"mock\""),
+    key("backend", "answer", "\"answer to row {row}\""),
+    key("backend", "delays_ms", "[]"),
+    key("backend", "window", "16"),
+    key("backend", "input_tokens", "<words of the prompt>"),
+    key("backend", "output_tokens", "<words of the answer>"),
+    key("backend", "faults", "[]"),
+    key("backend", "refuse", "[]"),
+];
+
+/// The keys of a backend's table; `None` for a kind that does not exist.
+pub(crate) fn backend(kind: &str) -> Option<&'static [Key]> {
+    match kind {
+        "local" => Some(LOCAL),
+        "mock" => Some(MOCK),
+        _ => None,
+    }
+}
+
+/// The known name nearest to an unknown one, if any is near.
+pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // Hyphens for underscores are the commonest slip.
+    let name = name.replace('-', "_").to_lowercase();
+    known
+        .into_iter()
+        .map(|known| (strsim::damerau_levenshtein(&name, &known.replace('-', "_")), known))
+        .filter(|(distance, known)| *distance <= known.len() / 3 + 1)
+        .min()
+        .map(|(_, known)| known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn near_names_are_found_and_far_ones_are_not() {
+        let names = || KEYS.iter().filter(|key| key.table == "sampling").map(|key| key.name);
+        assert_eq!(nearest("temprature", names()), Some("temperature"));
+        assert_eq!(nearest("max-new-tokens", names()), Some("max_new_tokens"));
+        assert_eq!(nearest("quux_frobnicate", names()), None);
+    }
+}

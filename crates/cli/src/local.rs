@@ -1,0 +1,123 @@
+//! The local engine: from `[backend]` with `kind = "local"` to a loaded model.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::io::{self, IsTerminal};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use vgen_backends::local::{LoadEvent, LocalBackend, LocalOptions, ModelSource};
+use vgen_core::{Backend, Fault};
+use vgen_mllama::hub::HubEvent;
+use vgen_task::image::ImageLimits;
+
+use crate::messages::Messages;
+use crate::table::{Images, LocalTable};
+use crate::{demo, hub};
+
+/// Loads the model; says on the way how far it is.
+pub(crate) fn open(table: &LocalTable, images: &Images, messages: &Messages) -> Result<Arc<dyn Backend>, Fault> {
+    let options = options(table, images)?;
+    let loading = Loading::new(messages);
+    let backend = LocalBackend::load(options, move |event| loading.show(event))?;
+    Ok(Arc::new(backend))
+}
+
+/// The engine's options as the configuration gives them.
+fn options(table: &LocalTable, images: &Images) -> Result<LocalOptions, Fault> {
+    let Some(model) = &table.model else {
+        return Err(Fault::stop("usage.model", "no model is named")
+            .with_hint("name a folder or a repository with --model, or try --demo"));
+    };
+    let source = match model.as_str() {
+        demo::MODEL => ModelSource::Embedded { name: demo::MODEL, files: demo::model_files() },
+        name => ModelSource::Named(name.to_owned()),
+    };
+    let mut options = LocalOptions::new(source);
+    options.hub = hub::options(table.revision.clone());
+    set(&mut options.device, "device", &table.device)?;
+    set(&mut options.dtype, "dtype", &table.dtype)?;
+    set(&mut options.reference, "reference", &table.reference)?;
+    options.batch_size = table.batch_size.unwrap_or(options.batch_size);
+    options.step_tokens = table.step_tokens.unwrap_or(options.step_tokens);
+    options.threads = table.threads;
+    options.prepare_threads = table.prepare_threads.unwrap_or(options.prepare_threads);
+    options.image_cache_bytes = table.image_cache.unwrap_or(options.image_cache_bytes);
+    options.memory = table.memory;
+    options.prepare.template_name = table.chat_template.clone();
+    if let Some(date) = &table.date {
+        options.prepare.date_string = Some(date.clone());
+    }
+    options.prepare.limits = limits(images);
+    Ok(options)
+}
+
+fn set<T: FromStr<Err: Display>>(option: &mut T, name: &str, text: &Option<String>) -> Result<(), Fault> {
+    if let Some(text) = text {
+        *option = text.parse().map_err(|error| Fault::stop("config.value", format!("[backend] {name}: {error}")))?;
+    }
+    Ok(())
+}
+
+fn limits(images: &Images) -> ImageLimits {
+    let default = ImageLimits::default();
+    ImageLimits {
+        max_bytes: images.max_bytes.map_or(default.max_bytes, |n| usize::try_from(n).unwrap_or(usize::MAX)),
+        max_pixels: images.max_pixels.unwrap_or(default.max_pixels),
+        max_redirects: images.max_redirects.unwrap_or(default.max_redirects),
+        retries: images.retries.unwrap_or(default.retries),
+        connect_timeout: images.connect_timeout.unwrap_or(default.connect_timeout),
+        timeout: images.timeout.unwrap_or(default.timeout),
+        allow_private_addresses: images.allow_private_addresses.unwrap_or(default.allow_private_addresses),
+    }
+}
+
+/// Shows how far a download is: a bar on a terminal, a line when it begins elsewhere.
+struct Loading {
+    messages: Messages,
+    bar: ProgressBar,
+    files: Mutex<HashMap<String, u64>>,
+}
+
+impl Loading {
+    fn new(messages: &Messages) -> Self {
+        let live = io::stderr().is_terminal() && !messages.is_quiet();
+        let bar = if live { ProgressBar::new(0) } else { ProgressBar::hidden() };
+        Self { messages: messages.clone().above(bar.clone()), bar, files: Mutex::default() }
+    }
+
+    fn show(&self, event: LoadEvent) {
+        match event {
+            LoadEvent::Hub(HubEvent::Plan { files, bytes }) => {
+                self.messages.info(format!("downloading {files} files, {}", HumanBytes(bytes)));
+                if let Ok(style) = ProgressStyle::with_template("{bar:24} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
+                {
+                    self.bar.set_style(style);
+                }
+                self.bar.set_length(bytes);
+            }
+            LoadEvent::Hub(HubEvent::File { file, bytes, .. }) => {
+                let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+                files.insert(file, bytes);
+                self.bar.set_position(files.values().sum());
+            }
+            LoadEvent::Hub(HubEvent::Retry { file, reason }) => {
+                self.messages.warning(format!("{file}: {reason}; trying again"));
+            }
+            LoadEvent::Layers { done, total } => {
+                if let Ok(style) = ProgressStyle::with_template("{bar:24} {msg}") {
+                    self.bar.set_style(style);
+                }
+                self.bar.set_length(total as u64);
+                self.bar.set_position(done as u64);
+                self.bar.set_message(format!("layer {done} of {total}"));
+            }
+            LoadEvent::Ready { device, dtype, seconds } => {
+                self.bar.finish_and_clear();
+                self.messages.info(format!("model ready on {device} in {dtype} after {seconds:.1} s"));
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The typed tables of the configuration that no other crate has a type for.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use vgen_backends::mock::MockOptions;
+use vgen_core::SamplingParams;
+use vgen_task::TaskConfig;
+
+/// A file, or standard input or output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Standard input or standard output.
+    Standard,
+    /// A file.
+    File(PathBuf),
+}
+
+/// The configuration of a command, typed and checked key by key.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) input: Input,
+    pub(crate) output: Output,
+    pub(crate) task: TaskConfig,
+    pub(crate) sampling: SamplingParams,
+    pub(crate) images: Images,
+    pub(crate) run: Run,
+    pub(crate) backend: BackendTable,
+}
+
+/// `[input]`
+#[derive(Clone, Debug)]
+pub(crate) struct Input {
+    pub(crate) place: Option<Place>,
+    pub(crate) limit: Option<u64>,
+    pub(crate) max_line_bytes: u64,
+}
+
+/// `[output]`
+#[derive(Clone, Debug)]
+pub(crate) struct Output {
+    pub(crate) place: Place,
+    pub(crate) overwrite: bool,
+}
+
+/// `[images]`; what is `None` has the fetcher's default.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Images {
+    pub(crate) max_bytes: Option<u64>,
+    pub(crate) max_pixels: Option<u64>,
+    pub(crate) max_redirects: Option<usize>,
+    pub(crate) retries: Option<u32>,
+    pub(crate) connect_timeout: Option<Duration>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) allow_private_addresses: Option<bool>,
+}
+
+/// `[run]`
+#[derive(Clone, Debug)]
+pub(crate) struct Run {
+    pub(crate) row_timeout: Option<Duration>,
+    pub(crate) window: Option<usize>,
+    pub(crate) quiet: bool,
+    pub(crate) progress_interval: Duration,
+}
+
+/// `[backend]`, by its kind.
+#[derive(Clone, Debug)]
+pub(crate) enum BackendTable {
+    /// No backend was named: only commands that need none get along with it.
+    None,
+    /// `kind = "local"`
+    Local(Box<LocalTable>),
+    /// `kind = "mock"`
+    Mock(MockOptions),
+}
+
+/// `[backend]` with `kind = "local"`; what is `None` has the engine's default.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct LocalTable {
+    pub(crate) model: Option<String>,
+    pub(crate) revision: Option<String>,
+    pub(crate) device: Option<String>,
+    pub(crate) dtype: Option<String>,
+    pub(crate) reference: Option<String>,
+    pub(crate) batch_size: Option<usize>,
+    pub(crate) step_tokens: Option<usize>,
+    pub(crate) threads: Option<usize>,
+    pub(crate) prepare_threads: Option<usize>,
+    pub(crate) image_cache: Option<u64>,
+    pub(crate) memory: Option<u64>,
+    pub(crate) chat_template: Option<String>,
+    pub(crate) date: Option<String>,
+}

@@ -1,0 +1,77 @@
+//! Memory on cache-line boundaries, for packed weights and for the scratch space of a call.
+#![allow(unsafe_code)] // views of lines as numbers
+
+use std::sync::{Mutex, PoisonError};
+
+/// A number type without padding for which every bit pattern is a value.
+///
+/// # Safety
+/// Implementors must be valid for any bits, have no padding and an alignment of at most 64.
+pub(crate) unsafe trait Plain: Copy + Send + Sync {}
+// SAFETY: primitive integers and floats (and the `repr(transparent)` half types) take any bits and have no padding.
+unsafe impl Plain for u8 {}
+// SAFETY: as above.
+unsafe impl Plain for i8 {}
+// SAFETY: as above.
+unsafe impl Plain for u16 {}
+// SAFETY: as above.
+unsafe impl Plain for f32 {}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Zeroed bytes that start on a cache line; read and written as numbers.
+pub(crate) struct Aligned {
+    lines: Vec<Line>,
+}
+
+impl Aligned {
+    /// Room for at least `bytes` bytes, all zero.
+    pub(crate) fn zeroed(bytes: usize) -> Self {
+        Self { lines: vec![Line([0; 64]); bytes.div_ceil(64)] }
+    }
+
+    /// Bytes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        self.lines.len() * 64
+    }
+
+    /// All of it as numbers.
+    pub(crate) fn as_slice<T: Plain>(&self) -> &[T] {
+        // SAFETY: `lines` is one initialised allocation of `bytes()` bytes aligned to 64; T is Plain.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.bytes() / size_of::<T>()) }
+    }
+
+    /// All of it as numbers, to write.
+    pub(crate) fn as_mut_slice<T: Plain>(&mut self) -> &mut [T] {
+        let len = self.bytes() / size_of::<T>();
+        // SAFETY: as in `as_slice`, and `self` is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), len) }
+    }
+}
+
+static FREE: Mutex<Vec<Aligned>> = Mutex::new(Vec::new());
+
+/// Scratch buffers kept for the next call; more are given back to the system.
+const KEPT: usize = 8;
+
+/// Runs `body` with scratch space of at least `bytes` bytes of unspecified content, reused between calls.
+pub(crate) fn with_scratch<T>(bytes: usize, body: impl FnOnce(&mut Aligned) -> T) -> T {
+    let fitting = {
+        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        // The smallest that fits, else whichever is there, to be replaced by a larger one.
+        let best = (0..free.len()).filter(|i| free[*i].bytes() >= bytes).min_by_key(|i| free[*i].bytes());
+        best.or_else(|| if free.len() >= KEPT { Some(0) } else { None }).map(|i| free.swap_remove(i))
+    };
+    let mut buffer = match fitting {
+        Some(buffer) if buffer.bytes() >= bytes => buffer,
+        _ => Aligned::zeroed(bytes),
+    };
+    let result = body(&mut buffer);
+    let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+    if free.len() < KEPT {
+        free.push(buffer);
+    }
+    result
+}

@@ -1,0 +1,74 @@
+//! Attention by tiles with a running softmax: scores of a block of query rows and a block of [`BLOCK`] keys at a
+//! time, no score matrix, no mask tensor.
+//!
+//! A query row's result is a function of that row and its keys alone. Key blocks start at key 0 of their slice
+//! whatever the call holds, the maximum and the sum of a block are taken over fixed lanes, and a key that a row may not
+//! see adds exact zeros, so it does not matter which other rows share the pass.
+//!
+//! Layouts: queries and results `[rows, heads, d]`, keys and values `[keys, kv_heads, d]`, row-major. Queries are f32;
+//! keys and values may be f32, bf16 or f16.
+
+mod causal;
+mod cross;
+pub(crate) mod tile;
+mod vision;
+
+pub use causal::{CausalSequence, causal_attention};
+pub use cross::{CrossSpan, ImageKeys, cross_attention};
+pub use vision::vision_attention;
+
+/// Keys in one block.
+pub(crate) const BLOCK: usize = 64;
+
+/// Heads and what a head's scores are multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Heads {
+    /// Query heads.
+    pub query: usize,
+    /// Key and value heads; query heads `i * query / kv ..` share key head `i`.
+    pub kv: usize,
+    /// Length of a head's vectors.
+    pub dim: usize,
+    /// Factor of the scores, usually `dim^-0.5`.
+    pub scale: f32,
+}
+
+impl Heads {
+    /// As many key heads as query heads, scores times `dim^-0.5`.
+    #[must_use]
+    pub fn full(heads: usize, dim: usize) -> Self {
+        Self::grouped(heads, heads, dim)
+    }
+
+    /// `kv` key heads for `query` query heads, scores times `dim^-0.5`.
+    #[must_use]
+    pub fn grouped(query: usize, kv: usize, dim: usize) -> Self {
+        Self { query, kv, dim, scale: (dim as f32).sqrt().recip() }
+    }
+
+    fn check(&self) -> crate::Result<()> {
+        use crate::Error::Size;
+        if self.dim == 0 {
+            return Err(Size { what: "head dimension", got: 0, rule: "at least 1" });
+        }
+        if self.kv == 0 || !self.query.is_multiple_of(self.kv) {
+            return Err(Size { what: "key heads", got: self.kv, rule: "a divisor of the query heads" });
+        }
+        Ok(())
+    }
+
+    fn group(&self) -> usize {
+        self.query / self.kv
+    }
+
+    fn query_row(&self) -> usize {
+        self.query * self.dim
+    }
+
+    fn key_row(&self) -> usize {
+        self.kv * self.dim
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,313 @@
+//! One pass: some query rows of one key head over all their keys.
+#![allow(unsafe_code)] // tiles are computed through pointers, results written by several threads
+
+use super::{BLOCK, Heads};
+use crate::aligned;
+use crate::cpu::Level;
+use crate::exp::{LOG2_E, exp2};
+use crate::linear::Element;
+use crate::linear_f32::{TileF32, tile_portable};
+use crate::multiversion::by_level;
+use crate::product::{PANEL, RowBlock, row_blocks};
+use crate::threads::Shared;
+
+/// Query rows of one pass over keys that were packed before: a multiple of the rows that the tiles take.
+pub(super) const ROWS: usize = 120;
+
+/// Query rows of one pass that packs its keys itself: enough to pay for it, few enough for the second-level cache.
+pub(super) const ROWS_AND_PACK: usize = 480;
+
+/// Lanes over which maxima and sums are taken.
+const LANES: usize = 16;
+
+/// Keys and values of one head.
+pub(super) enum Keys<'a, T> {
+    /// `len` rows that start `stride` apart.
+    Rows { k: &'a [T], v: &'a [T], len: usize, stride: usize },
+    /// `len` rows as [`pack_block`] leaves them, block by block.
+    Packed { k: &'a [f32], v: &'a [f32], len: usize },
+}
+
+impl<T> Keys<'_, T> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Rows { len, .. } | Self::Packed { len, .. } => *len,
+        }
+    }
+}
+
+/// Floats of a packed block of keys, and of one of values.
+pub(super) fn packed_sizes(d: usize) -> (usize, usize) {
+    (BLOCK * d, BLOCK * d.next_multiple_of(LANES))
+}
+
+/// Packs one block: keys to panels `[d][PANEL]`, values to rows filled up to whole vectors. `k` and `v` start at the
+/// block's first row and hold `keys` rows `stride` apart.
+pub(super) fn pack_block<T: Element>(
+    (k, v): (&[T], &[T]),
+    (keys, stride, d): (usize, usize, usize),
+    k_block: &mut [f32],
+    v_block: &mut [f32],
+) {
+    for (p, panel) in k_block.chunks_exact_mut(d * PANEL).take(keys.div_ceil(PANEL)).enumerate() {
+        let here = PANEL.min(keys - p * PANEL);
+        if here < PANEL {
+            panel.fill(0.0);
+        }
+        for j in 0..here {
+            let from = &k[(p * PANEL + j) * stride..][..d];
+            for (to, from) in panel[j..].iter_mut().step_by(PANEL).zip(from) {
+                *to = from.to_f32();
+            }
+        }
+    }
+    for (j, row) in v_block.chunks_exact_mut(d.next_multiple_of(LANES)).take(keys).enumerate() {
+        for (to, from) in row.iter_mut().zip(&v[j * stride..][..d]) {
+            *to = from.to_f32();
+        }
+        row[d..].fill(0.0);
+    }
+}
+
+/// The rows of a pass, by their number in it.
+pub(super) trait Rows: Sync {
+    /// Where the row's head starts in the queries and in the results.
+    fn offset(&self, row: usize) -> usize;
+    /// How many keys, counted over all slices, the row may see.
+    fn visible(&self, row: usize) -> usize;
+    /// What is added to the row's scores, times log2(e): one value for each key, to the end of the last block.
+    fn bias(&self, row: usize) -> Option<&[f32]>;
+}
+
+/// `out += p[rows, BLOCK] · v[keys, width]` on top of `out * factor`:
+/// `(p, v, keys, factors, out, width, rows)`.
+pub(crate) type TileValues = unsafe fn(*const f32, *const f32, usize, *const f32, *mut f32, usize, usize);
+
+/// Computes `count` rows and writes them to `out`.
+///
+/// # Safety
+/// `out` has room at `rows.offset(r) .. + heads.dim` for every row below `count`, and nobody else uses those places.
+pub(super) unsafe fn attend<T: Element, R: Rows>(
+    level: Level,
+    heads: &Heads,
+    q: &[f32],
+    rows: &R,
+    count: usize,
+    slices: &[Keys<'_, T>],
+    out: Shared<f32>,
+) {
+    let d = heads.dim;
+    let width = d.next_multiple_of(LANES);
+    let (k_size, v_size) = packed_sizes(d);
+    let sizes = [count * d, k_size, v_size, count * BLOCK, count * width, count, count, count];
+    let room: usize = sizes.iter().map(|s| s.next_multiple_of(16)).sum();
+    aligned::with_scratch(room * size_of::<f32>(), |scratch| {
+        let mut rest = scratch.as_mut_slice::<f32>();
+        let [queries, k_space, v_space, scores, sums, maxima, totals, factors] = sizes.map(|size| {
+            let (part, tail) = std::mem::take(&mut rest).split_at_mut(size.next_multiple_of(16));
+            rest = tail;
+            &mut part[..size]
+        });
+        let max_rows = if level >= Level::Avx512 { 12 } else { 6 };
+        let blocks = row_blocks(count, max_rows);
+        pack_queries(heads, q, rows, &blocks, queries);
+        sums.fill(0.0);
+        maxima.fill(f32::NEG_INFINITY);
+        totals.fill(0.0);
+
+        let furthest = (0..count).map(|r| rows.visible(r)).max().unwrap_or(0);
+        let mut before = 0;
+        for slice in slices {
+            let len = slice.len().min(furthest.saturating_sub(before));
+            for first in (0..len).step_by(BLOCK) {
+                let keys = BLOCK.min(len - first);
+                let (k_block, v_block) = match slice {
+                    Keys::Rows { k, v, stride, .. } => {
+                        let at = first * stride;
+                        pack_block((&k[at..], &v[at..]), (keys, *stride, d), k_space, v_space);
+                        (&*k_space, &*v_space)
+                    }
+                    Keys::Packed { k, v, .. } => (&k[first * d..], &v[first * width..]),
+                };
+                for block in &blocks {
+                    for panel in 0..keys.div_ceil(PANEL) {
+                        // SAFETY: the parts were sized above for these counts; the level is the machine's at most.
+                        unsafe {
+                            let a = queries.as_ptr().add(block.start * d);
+                            let w = k_block.as_ptr().add(panel * d * PANEL);
+                            let tile = scores.as_mut_ptr().add(block.start * BLOCK + panel * PANEL);
+                            tile_f32(level, a, w, block.rows, d, tile);
+                        }
+                    }
+                }
+                for r in 0..count {
+                    let row = &mut scores[r * BLOCK..(r + 1) * BLOCK];
+                    if let Some(bias) = rows.bias(r) {
+                        add(row, &bias[before + first..][..BLOCK]);
+                    }
+                    let seen = rows.visible(r).saturating_sub(before + first).min(keys);
+                    row[seen..].fill(f32::NEG_INFINITY);
+                }
+                softmax_step(level, scores, maxima, totals, factors);
+                // SAFETY: as above.
+                unsafe {
+                    let (p, v, f) = (scores.as_ptr(), v_block.as_ptr(), factors.as_ptr());
+                    tile_values(level)(p, v, keys, f, sums.as_mut_ptr(), width, count);
+                }
+            }
+            before += slice.len();
+        }
+        for r in 0..count {
+            // A row that sees nothing is zero.
+            let inverse = if totals[r] > 0.0 { totals[r].recip() } else { 0.0 };
+            // SAFETY: by the contract of this function.
+            let to = unsafe { std::slice::from_raw_parts_mut(out.get().add(rows.offset(r)), d) };
+            for (to, sum) in to.iter_mut().zip(&sums[r * width..]) {
+                // Adding 0 turns −0 into 0: exact zeros of unseen keys may have changed the sign of a zero.
+                *to = sum * inverse + 0.0;
+            }
+        }
+    });
+}
+
+fn add(row: &mut [f32], bias: &[f32]) {
+    for (score, bias) in row.iter_mut().zip(bias) {
+        *score += bias;
+    }
+}
+
+/// Queries times scale and log2(e), interleaved by row block.
+fn pack_queries<R: Rows>(heads: &Heads, q: &[f32], rows: &R, blocks: &[RowBlock], packed: &mut [f32]) {
+    let d = heads.dim;
+    let factor = heads.scale * LOG2_E;
+    for block in blocks {
+        let to = &mut packed[block.start * d..(block.start + block.rows) * d];
+        for r in 0..block.rows {
+            let from = &q[rows.offset(block.start + r)..][..d];
+            for (to, from) in to[r..].iter_mut().step_by(block.rows).zip(from) {
+                *to = from * factor;
+            }
+        }
+    }
+}
+
+/// Scores of up to `max_rows` rows and one panel of keys.
+///
+/// # Safety
+/// `a` has `rows x d` floats, `w` `d x PANEL`, `tile` rows of PANEL floats BLOCK apart.
+unsafe fn tile_f32(level: Level, a: *const f32, w: *const f32, rows: usize, d: usize, tile: *mut f32) {
+    // SAFETY: by the contract of this function.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let tiles: &[TileF32] = if level >= Level::Avx512 {
+                &crate::x86::avx512::TILES_F32
+            } else if level >= Level::Avx2 {
+                &crate::x86::avx2::TILES_F32
+            } else {
+                &[]
+            };
+            if let Some(run) = tiles.get(rows - 1) {
+                return run(a, w, d, tile, BLOCK, true);
+            }
+        }
+        let _ = level;
+        tile_portable(a, w, rows, d, tile, BLOCK, true);
+    }
+}
+
+fn tile_values(level: Level) -> TileValues {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if level >= Level::Avx512 {
+            return crate::x86::attention::values_avx512;
+        }
+        if level >= Level::Avx2 {
+            return crate::x86::attention::values_avx2;
+        }
+    }
+    let _ = level;
+    values_portable
+}
+
+/// # Safety
+/// `p` has `rows x BLOCK` floats, `v` `keys x width`, `factors` rows, `out` `rows x width`; width divides by LANES.
+unsafe fn values_portable(
+    p: *const f32,
+    v: *const f32,
+    keys: usize,
+    factors: *const f32,
+    out: *mut f32,
+    width: usize,
+    rows: usize,
+) {
+    // SAFETY: by the contract of this function.
+    let (p, v, factors, out) = unsafe {
+        (
+            std::slice::from_raw_parts(p, rows * BLOCK),
+            std::slice::from_raw_parts(v, keys * width),
+            std::slice::from_raw_parts(factors, rows),
+            std::slice::from_raw_parts_mut(out, rows * width),
+        )
+    };
+    for ((p, out), factor) in p.chunks_exact(BLOCK).zip(out.chunks_exact_mut(width)).zip(factors) {
+        for (lane, out) in out.chunks_exact_mut(LANES).enumerate() {
+            let mut sums = [0.0f32; LANES];
+            for (p, v) in p.iter().zip(v.chunks_exact(width)) {
+                for (sum, v) in sums.iter_mut().zip(&v[lane * LANES..(lane + 1) * LANES]) {
+                    *sum += p * v;
+                }
+            }
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = *out * factor + sum;
+            }
+        }
+    }
+}
+
+by_level! {
+    /// Scores of one block to weights: `p = 2^(s − max)`, with the running maximum and total of each row brought up
+    /// to date, and the factor for what the row has summed before.
+    fn softmax_step(scores: &mut [f32], maxima: &mut [f32], totals: &mut [f32], factors: &mut [f32]) = softmax_body
+}
+
+#[inline(always)]
+fn softmax_body<const FUSED: bool>(scores: &mut [f32], maxima: &mut [f32], totals: &mut [f32], factors: &mut [f32]) {
+    let state = maxima.iter_mut().zip(totals).zip(factors);
+    for (row, ((max, total), factor)) in scores.chunks_exact_mut(BLOCK).zip(state) {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        for chunk in row.chunks_exact(LANES) {
+            for (lane, score) in lanes.iter_mut().zip(chunk) {
+                *lane = if *score > *lane { *score } else { *lane };
+            }
+        }
+        let highest = fold(lanes, |a, b| if a > b { a } else { b });
+        let highest = if highest > *max { highest } else { *max };
+        // While nothing was seen, all weights are 2^(−inf − 0) = 0.
+        let base = if highest == f32::NEG_INFINITY { 0.0 } else { highest };
+        let mut lanes = [0.0f32; LANES];
+        for chunk in row.chunks_exact_mut(LANES) {
+            for (lane, score) in lanes.iter_mut().zip(chunk) {
+                *score = exp2::<FUSED>(*score - base);
+                *lane += *score;
+            }
+        }
+        *factor = exp2::<FUSED>(*max - base);
+        *total = *total * *factor + fold(lanes, |a, b| a + b);
+        *max = highest;
+    }
+}
+
+/// Folds lanes by halves, always in the same order.
+#[inline(always)]
+fn fold(lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = lanes;
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = f(lanes[i], lanes[i + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
+}

@@ -1,0 +1,168 @@
+//! [`Model`]: a checkpoint ready to run.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use candle_core::{DType, Device, Tensor};
+use vgen_core::PixelTiles;
+
+use crate::attention::Path;
+use crate::checkpoint::Checkpoint;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::kv::{CrossKv, SelfKv};
+use crate::layers::{Linear, Loader};
+use crate::reference::Reference;
+use crate::tensors;
+use crate::text::{Sequence, TextModel};
+use crate::vision::{Observer, VisionStates, VisionTower};
+
+/// Where and how a model computes.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Where.
+    pub device: Device,
+    /// Type of weights and activations.
+    pub dtype: DType,
+    /// Which reference to follow.
+    pub reference: Reference,
+    /// Use only operations that every device has, also where there are kernels for the CPU.
+    pub portable: bool,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { device: Device::Cpu, dtype: DType::F32, reference: Reference::default(), portable: false }
+    }
+}
+
+/// What a model has done so far.
+#[derive(Debug, Default)]
+pub struct Counters {
+    images_encoded: AtomicU64,
+    image_projections: AtomicU64,
+    tokens: AtomicU64,
+}
+
+impl Counters {
+    /// Images that went through the vision tower.
+    pub fn images_encoded(&self) -> u64 {
+        self.images_encoded.load(Ordering::Relaxed)
+    }
+
+    /// Images whose cross-attention keys and values were computed.
+    pub fn image_projections(&self) -> u64 {
+        self.image_projections.load(Ordering::Relaxed)
+    }
+
+    /// Text tokens that went through the layers.
+    pub fn tokens(&self) -> u64 {
+        self.tokens.load(Ordering::Relaxed)
+    }
+}
+
+/// A checkpoint ready to run: Llama-3.2-Vision, or a plain Llama without the vision part.
+#[derive(Debug)]
+pub struct Model {
+    config: Config,
+    text: TextModel,
+    vision: Option<(VisionTower, Projector)>,
+    counters: Counters,
+}
+
+#[derive(Debug)]
+struct Projector {
+    linear: Linear,
+}
+
+impl Model {
+    /// Loads a checkpoint. `config.json`, names, shapes and types of all tensors are checked before any weight is
+    /// read. `progress` hears of the layers done and their number.
+    pub fn load(checkpoint: &Checkpoint, options: &LoadOptions, progress: &dyn Fn(usize, usize)) -> Result<Self> {
+        let config = Config::from_json(&checkpoint.require("config.json")?)?;
+        let weights = checkpoint.weights()?;
+        weights.check(&tensors::expected(&config))?;
+        let kernels = options.device.is_cpu() && options.dtype == DType::F32 && !options.portable;
+        let path = if kernels { Path::Kernels } else { Path::Portable };
+        let loader = Loader { weights: &weights, dtype: options.dtype, device: &options.device, path };
+        let text = TextModel::load(&loader, &config.text, options.reference, progress)?;
+        let vision = match &config.vision {
+            Some(vision) => {
+                let tower = VisionTower::load(&loader, vision, options.reference)?;
+                let width = config.text.hidden_size;
+                let linear = loader.linear_with_bias("multi_modal_projector", width, vision.output_size())?;
+                Some((tower, Projector { linear }))
+            }
+            None => None,
+        };
+        Ok(Self { config, text, vision, counters: Counters::default() })
+    }
+
+    /// The numbers of the network.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What was computed so far.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The vision tower, if the model has one.
+    pub fn vision(&self) -> Option<&VisionTower> {
+        self.vision.as_ref().map(|(tower, _)| tower)
+    }
+
+    /// Encodes images and computes their keys and values for the cross-attention layers.
+    pub fn encode(&self, images: &[&PixelTiles]) -> Result<Vec<CrossKv>> {
+        self.encode_observed(images, None)
+    }
+
+    /// [`Model::encode`], with a look at the intermediate results: `local{i}`, `global{i}`, `output`, `projected`, ...
+    pub fn encode_observed(&self, images: &[&PixelTiles], mut observer: Option<Observer>) -> Result<Vec<CrossKv>> {
+        let Some((tower, projector)) = &self.vision else {
+            return Err(Error::Image("the model is text-only, its rows can't have images".into()));
+        };
+        if images.is_empty() {
+            return Ok(Vec::new());
+        }
+        let outputs = tower.forward(images, observer.as_deref_mut().map(|o| o as Observer))?;
+        self.counters.images_encoded.fetch_add(images.len() as u64, Ordering::Relaxed);
+        let mut encoded = Vec::with_capacity(images.len());
+        for (image, output) in images.iter().zip(outputs) {
+            let layout = tower.layout(image.aspect_ratio_id);
+            let projected = projector.linear.forward(&output)?;
+            if let Some(observer) = observer.as_deref_mut() {
+                observer("output", &output);
+                observer("projected", &projected);
+            }
+            let states =
+                VisionStates { projected, live_tokens: layout.live_tokens(), unused_weight: layout.unused_weight() };
+            encoded.push(self.text.cross_kv(&states)?);
+            self.counters.image_projections.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(encoded)
+    }
+
+    /// A store for a sequence of up to `capacity` tokens.
+    pub fn self_kv(&self, capacity: usize) -> Result<SelfKv> {
+        self.text.self_kv(capacity)
+    }
+
+    /// Runs a step over flat tokens of several sequences and returns the logits of the tokens `wanted`,
+    /// `[wanted, vocabulary]` in f32.
+    pub fn forward(&self, ids: &[u32], sequences: &mut [Sequence], wanted: &[u32]) -> Result<Tensor> {
+        self.forward_observed(ids, sequences, wanted, None)
+    }
+
+    /// [`Model::forward`], with a look at the intermediate results: `embed`, `layer{i}`, `norm`.
+    pub fn forward_observed(
+        &self,
+        ids: &[u32],
+        sequences: &mut [Sequence],
+        wanted: &[u32],
+        observer: Option<Observer>,
+    ) -> Result<Tensor> {
+        self.counters.tokens.fetch_add(ids.len() as u64, Ordering::Relaxed);
+        Ok(self.text.forward(ids, sequences, wanted, observer)?.to_dtype(DType::F32)?)
+    }
+}

@@ -1,0 +1,68 @@
+//! Rotary positions: RoFormer (Su et al. 2021), rotate-half layout, with Llama 3's stretched wavelengths.
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::config::{RopeConfig, TextConfig};
+use crate::error::Result;
+
+/// Cosines and sines by position, computed in f32 as transformers does.
+#[derive(Clone, Debug)]
+pub(crate) struct Rope {
+    inverse_frequencies: Vec<f32>,
+}
+
+impl Rope {
+    /// The frequencies of a model.
+    pub(crate) fn new(config: &TextConfig) -> Self {
+        Self { inverse_frequencies: inverse_frequencies(&config.rope, config.head_dim) }
+    }
+
+    /// Cosines and sines of the given positions, each `[positions, head_dim / 2]`.
+    pub(crate) fn tables(&self, positions: &[u32], dtype: DType, device: &Device) -> Result<(Tensor, Tensor)> {
+        let half = self.inverse_frequencies.len();
+        let mut cos = Vec::with_capacity(positions.len() * half);
+        let mut sin = Vec::with_capacity(positions.len() * half);
+        for &position in positions {
+            for &frequency in &self.inverse_frequencies {
+                let (s, c) = (position as f32 * frequency).sin_cos();
+                cos.push(c);
+                sin.push(s);
+            }
+        }
+        let shape = (positions.len(), half);
+        let cos = Tensor::from_vec(cos, shape, device)?.to_dtype(dtype)?;
+        let sin = Tensor::from_vec(sin, shape, device)?.to_dtype(dtype)?;
+        Ok((cos, sin))
+    }
+}
+
+fn inverse_frequencies(rope: &RopeConfig, head_dim: usize) -> Vec<f32> {
+    (0..head_dim / 2)
+        .map(|j| {
+            // f32 at each step, like torch.
+            let inverse = 1.0 / (rope.theta as f32).powf(2.0 * j as f32 / head_dim as f32);
+            let Some(scaling) = &rope.scaling else { return inverse };
+            let (low, high) = (scaling.low_freq_factor as f32, scaling.high_freq_factor as f32);
+            let original = scaling.original_max_position_embeddings as f32;
+            let factor = scaling.factor as f32;
+            let wavelength = 2.0 * std::f32::consts::PI / inverse;
+            if wavelength < original / high {
+                inverse
+            } else if wavelength > original / low {
+                inverse / factor
+            } else {
+                let smooth = (original / wavelength - low) / (high - low);
+                (1.0 - smooth) * inverse / factor + smooth * inverse
+            }
+        })
+        .collect()
+}
+
+/// Rotates `x` `[tokens, heads, head_dim]` by tables of `[tokens, head_dim / 2]`.
+pub(crate) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    // candle's fused kernel wants [batch, heads, tokens, head_dim]; here every token is a batch of its own row, so
+    // the token axis takes the place of the sequence and heads are swapped in front.
+    let x = x.transpose(0, 1)?.contiguous()?.unsqueeze(0)?;
+    let rotated = candle_nn::rotary_emb::rope(&x, cos, sin)?;
+    Ok(rotated.squeeze(0)?.transpose(0, 1)?.contiguous()?)
+}

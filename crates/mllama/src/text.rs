@@ -1,0 +1,372 @@
+//! The text layers: Llama 3's decoder with cross-attention layers in between.
+//!
+//! A step works on a flat list of tokens `[tokens, hidden]` of several sequences of any lengths; no token is padding.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::ops::silu;
+
+use crate::attention::{Path, SeenImages, TextTokens};
+use crate::config::TextConfig;
+use crate::error::{Error, Result};
+use crate::kv::{CrossKv, SelfKv};
+use crate::layers::{Linear, Loader, RmsNorm, add_gated};
+use crate::reference::Reference;
+use crate::rope::{Rope, rotate};
+use crate::vision::{Observer, VisionStates};
+
+/// A sequence's part in a step.
+#[derive(Debug)]
+pub struct Sequence<'a> {
+    /// What came before; the step's tokens are appended.
+    pub kv: &'a mut SelfKv,
+    /// The images of the sequence.
+    pub images: &'a [Arc<CrossKv>],
+    /// For each of the step's tokens the images that it sees. As many as the sequence has tokens in the step.
+    pub visible: &'a [Range<usize>],
+}
+
+/// The text layers with embedding and output head.
+#[derive(Debug)]
+pub(crate) struct TextModel {
+    config: TextConfig,
+    reference: Reference,
+    embedding: Tensor,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+    lm_head: Linear,
+    rope: Rope,
+    dtype: DType,
+    device: Device,
+    path: Path,
+}
+
+#[derive(Debug)]
+struct Layer {
+    attention: Attention,
+    input_layernorm: RmsNorm,
+    post_attention_layernorm: RmsNorm,
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+}
+
+#[derive(Debug)]
+struct Projections {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+}
+
+#[derive(Debug)]
+enum Attention {
+    /// With its place among the self-attention layers.
+    SelfAttention { projections: Projections, index: usize },
+    /// With its place among the cross-attention layers.
+    Cross { projections: Projections, index: usize, q_norm: RmsNorm, k_norm: RmsNorm, attn_gate: f64, mlp_gate: f64 },
+}
+
+/// Consecutive tokens of a sequence that see the same images.
+struct Run<'a> {
+    tokens: Range<usize>,
+    images: &'a [Arc<CrossKv>],
+    /// Sees nothing, and attends to everything instead (transformers).
+    unseeing: bool,
+}
+
+impl TextModel {
+    pub(crate) fn load(
+        loader: &Loader,
+        config: &TextConfig,
+        reference: Reference,
+        progress: &dyn Fn(usize, usize),
+    ) -> Result<Self> {
+        let c = config;
+        let embedding =
+            loader.tensor("language_model.model.embed_tokens.weight", &[c.embedding_rows, c.hidden_size])?;
+        let lm_head = if c.tie_word_embeddings {
+            Linear::new(embedding.narrow(0, 0, c.vocab_size)?)
+        } else {
+            loader.linear("language_model.lm_head", c.vocab_size, c.hidden_size)?
+        };
+        let (mut selves, mut crosses) = (0, 0);
+        let mut layers = Vec::with_capacity(c.num_hidden_layers);
+        for i in 0..c.num_hidden_layers {
+            let count = if c.is_cross(i) { &mut crosses } else { &mut selves };
+            layers.push(Layer::load(loader, c, i, *count)?);
+            *count += 1;
+            progress(i + 1, c.num_hidden_layers);
+        }
+        Ok(Self {
+            embedding,
+            lm_head,
+            layers,
+            norm: loader.rms_norm("language_model.model.norm", c.hidden_size, c.rms_norm_eps)?,
+            rope: Rope::new(c),
+            config: c.clone(),
+            reference,
+            dtype: loader.dtype,
+            device: loader.device.clone(),
+            path: loader.path,
+        })
+    }
+
+    /// Keys and values of an image for the cross-attention layers.
+    pub(crate) fn cross_kv(&self, states: &VisionStates) -> Result<CrossKv> {
+        let tokens = states.projected.dim(0)?;
+        let shape = (tokens, self.config.num_key_value_heads, self.config.head_dim);
+        let mut layers = Vec::with_capacity(self.config.cross_attention_layers.len());
+        for layer in &self.layers {
+            if let Attention::Cross { projections, k_norm, .. } = &layer.attention {
+                let k = k_norm.forward(&projections.k.forward(&states.projected)?.reshape(shape)?)?;
+                let v = projections.v.forward(&states.projected)?.reshape(shape)?;
+                layers.push((k, v));
+            }
+        }
+        let key_bias = if tokens > states.live_tokens {
+            let mut bias = vec![0f32; states.live_tokens];
+            bias.resize(tokens, (states.unused_weight as f32).ln());
+            Some(Tensor::new(bias, &self.device)?)
+        } else {
+            None
+        };
+        Ok(CrossKv { layers, live_tokens: states.live_tokens, key_bias })
+    }
+
+    /// A store for a sequence of up to `capacity` tokens.
+    pub(crate) fn self_kv(&self, capacity: usize) -> Result<SelfKv> {
+        SelfKv::new(&self.config, capacity, self.dtype, &self.device)
+    }
+
+    fn check(&self, ids: &[u32], sequences: &[Sequence]) -> Result<()> {
+        let bad = |message: String| Err(Error::Sequence(message));
+        if let Some(id) = ids.iter().find(|id| **id as usize >= self.config.embedding_rows) {
+            return bad(format!("token {id} is outside the embedding of {} rows", self.config.embedding_rows));
+        }
+        let tokens: usize = sequences.iter().map(|s| s.visible.len()).sum();
+        if tokens != ids.len() || tokens == 0 {
+            return bad(format!("{} tokens for sequences of {tokens}", ids.len()));
+        }
+        for sequence in sequences {
+            sequence.kv.check_room(sequence.visible.len())?;
+            let longest = sequence.kv.len() + sequence.visible.len();
+            if longest > self.config.max_position_embeddings {
+                return bad(format!("{longest} tokens, the model reads {}", self.config.max_position_embeddings));
+            }
+            if sequence.visible.iter().any(|images| images.end > sequence.images.len()) {
+                return bad(format!("a token sees an image beyond the row's {}", sequence.images.len()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a step and returns the logits of the flat tokens `wanted`, `[wanted, vocabulary]`.
+    pub(crate) fn forward(
+        &self,
+        ids: &[u32],
+        sequences: &mut [Sequence],
+        wanted: &[u32],
+        mut observer: Option<Observer>,
+    ) -> Result<Tensor> {
+        self.check(ids, sequences)?;
+        let mut observe = |name: &str, x: &Tensor| {
+            if let Some(observer) = observer.as_mut() {
+                observer(name, x);
+            }
+        };
+        let positions: Vec<u32> = sequences
+            .iter()
+            .flat_map(|s| (s.kv.len()..s.kv.len() + s.visible.len()).map(|position| position as u32))
+            .collect();
+        let (cos, sin) = self.rope.tables(&positions, self.dtype, &self.device)?;
+        let runs = self.runs(sequences);
+        let mut x = self.embedding.index_select(&Tensor::new(ids, &self.device)?, 0)?.to_dtype(self.dtype)?;
+        observe("embed", &x);
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = match &layer.attention {
+                Attention::SelfAttention { projections, index } => {
+                    let normed = layer.input_layernorm.forward(&x)?;
+                    let attended = self.self_attention(projections, *index, &normed, sequences, &cos, &sin)?;
+                    let x = (x + attended)?;
+                    (&x + layer.mlp(&layer.post_attention_layernorm.forward(&x)?)?)?
+                }
+                Attention::Cross { .. } => self.cross_layer(layer, x, &runs)?,
+            };
+            observe(&format!("layer{i}"), &x);
+        }
+        drop(runs);
+        for sequence in sequences {
+            sequence.kv.advance(sequence.visible.len());
+        }
+        let last = x.index_select(&Tensor::new(wanted, &self.device)?, 0)?;
+        if observer.is_some() {
+            let normed = self.norm.forward(&x)?;
+            if let Some(observer) = observer.as_mut() {
+                observer("norm", &normed);
+            }
+        }
+        self.lm_head.forward(&self.norm.forward(&last)?)
+    }
+
+    fn self_attention(
+        &self,
+        projections: &Projections,
+        index: usize,
+        x: &Tensor,
+        sequences: &[Sequence],
+        cos: &Tensor,
+        sin: &Tensor,
+    ) -> Result<Tensor> {
+        let (tokens, _) = x.dims2()?;
+        let c = &self.config;
+        let split = |x: Tensor, heads: usize| x.reshape((tokens, heads, c.head_dim));
+        let q = rotate(&split(projections.q.forward(x)?, c.num_attention_heads)?, cos, sin)?;
+        let k = rotate(&split(projections.k.forward(x)?, c.num_key_value_heads)?, cos, sin)?;
+        let v = split(projections.v.forward(x)?, c.num_key_value_heads)?;
+        let mut start = 0;
+        let mut texts = Vec::with_capacity(sequences.len());
+        for sequence in sequences {
+            let len = sequence.visible.len();
+            let (keys, values) = sequence.kv.append(index, &k.narrow(0, start, len)?, &v.narrow(0, start, len)?)?;
+            texts.push(TextTokens { len, keys, values });
+            start += len;
+        }
+        projections.o.forward(&self.path.causal(&q, &texts)?.reshape((tokens, ()))?)
+    }
+
+    /// Which tokens see what, in order; tokens that a cross-attention layer leaves as they are don't appear.
+    fn runs<'a>(&self, sequences: &[Sequence<'a>]) -> Vec<Run<'a>> {
+        let mut runs = Vec::new();
+        let mut start = 0;
+        for sequence in sequences {
+            let mut from = 0;
+            while from < sequence.visible.len() {
+                let range = sequence.visible[from].clone();
+                let len = sequence.visible[from..].iter().take_while(|r| **r == range).count();
+                let tokens = start + from..start + from + len;
+                if !range.is_empty() {
+                    runs.push(Run { tokens, images: &sequence.images[range], unseeing: false });
+                } else if self.reference.unseeing_rows_attend() && !sequence.images.is_empty() {
+                    runs.push(Run { tokens, images: sequence.images, unseeing: true });
+                }
+                from += len;
+            }
+            start += sequence.visible.len();
+        }
+        runs
+    }
+
+    /// A cross-attention layer. Tokens of sequences without an image skip it whole.
+    fn cross_layer(&self, layer: &Layer, x: Tensor, runs: &[Run]) -> Result<Tensor> {
+        let Attention::Cross { projections, index, q_norm, attn_gate, mlp_gate, .. } = &layer.attention else {
+            return Ok(x);
+        };
+        if runs.is_empty() {
+            return Ok(x);
+        }
+        let c = &self.config;
+        let attending: Vec<u32> = runs.iter().flat_map(|run| run.tokens.clone()).map(|t| t as u32).collect();
+        let rows = select(&x, &attending)?;
+        let q = projections.q.forward(&layer.input_layernorm.forward(&rows)?)?;
+        let q = q_norm.forward(&q.reshape((attending.len(), c.num_attention_heads, c.head_dim))?)?;
+        let seen = runs.iter().map(|run| run.seen(*index, &self.device)).collect::<Result<Vec<_>>>()?;
+        let attended = self.path.cross(&q, &seen)?.reshape((attending.len(), ()))?;
+        let attended = projections.o.forward(&attended)?;
+        let rows = add_gated(&rows, *attn_gate, &attended)?;
+        let x = replace(&x, &attending, &rows)?;
+
+        let seeing: Vec<u32> =
+            runs.iter().filter(|run| !run.unseeing).flat_map(|run| run.tokens.clone()).map(|t| t as u32).collect();
+        if seeing.is_empty() {
+            return Ok(x);
+        }
+        let rows = select(&x, &seeing)?;
+        let mlp = layer.mlp(&layer.post_attention_layernorm.forward(&rows)?)?;
+        replace(&x, &seeing, &add_gated(&rows, *mlp_gate, &mlp)?)
+    }
+}
+
+impl Run<'_> {
+    /// What the run's tokens see in a layer.
+    fn seen(&self, layer: usize, device: &Device) -> Result<SeenImages> {
+        let queries = self.tokens.len();
+        if !self.unseeing {
+            let images = self.images.iter().map(|image| image.live(layer)).collect::<Result<_>>()?;
+            return Ok(SeenImages { queries, images, key_bias: None });
+        }
+        let biases = self
+            .images
+            .iter()
+            .map(|image| match &image.key_bias {
+                Some(bias) => Ok(bias.clone()),
+                None => Tensor::zeros(image.live_tokens, DType::F32, device),
+            })
+            .collect::<candle_core::Result<Vec<_>>>()?;
+        let images = self.images.iter().map(|image| image.layers[layer].clone()).collect();
+        Ok(SeenImages { queries, images, key_bias: Some(Tensor::cat(&biases, 0)?) })
+    }
+}
+
+/// The given rows; all of them come without a copy.
+fn select(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    if rows.len() == x.dim(0)? { Ok(x.clone()) } else { Ok(x.index_select(&Tensor::new(rows, x.device())?, 0)?) }
+}
+
+/// `x` with the given ascending rows replaced.
+fn replace(x: &Tensor, rows: &[u32], by: &Tensor) -> Result<Tensor> {
+    let total = x.dim(0)?;
+    if rows.len() == total {
+        return Ok(by.clone());
+    }
+    let mut index: Vec<u32> = (0..total as u32).collect();
+    for (i, &row) in rows.iter().enumerate() {
+        index[row as usize] = (total + i) as u32;
+    }
+    Ok(Tensor::cat(&[x, by], 0)?.index_select(&Tensor::new(index, x.device())?, 0)?)
+}
+
+impl Layer {
+    fn load(loader: &Loader, c: &TextConfig, i: usize, index: usize) -> Result<Self> {
+        let name = format!("language_model.model.layers.{i}");
+        let d = c.hidden_size;
+        let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+        let cross = c.is_cross(i);
+        let attention = format!("{name}.{}", if cross { "cross_attn" } else { "self_attn" });
+        let projections = Projections {
+            q: loader.linear(&format!("{attention}.q_proj"), q, d)?,
+            k: loader.linear(&format!("{attention}.k_proj"), kv, d)?,
+            v: loader.linear(&format!("{attention}.v_proj"), kv, d)?,
+            o: loader.linear(&format!("{attention}.o_proj"), d, q)?,
+        };
+        let attention = if cross {
+            Attention::Cross {
+                projections,
+                index,
+                q_norm: loader.rms_norm(&format!("{attention}.q_norm"), c.head_dim, c.rms_norm_eps)?,
+                k_norm: loader.rms_norm(&format!("{attention}.k_norm"), c.head_dim, c.rms_norm_eps)?,
+                attn_gate: loader.tanh_gate(&format!("{name}.cross_attn_attn_gate"))?,
+                mlp_gate: loader.tanh_gate(&format!("{name}.cross_attn_mlp_gate"))?,
+            }
+        } else {
+            Attention::SelfAttention { projections, index }
+        };
+        let norm = |n: &str| loader.rms_norm(&format!("{name}.{n}"), d, c.rms_norm_eps);
+        Ok(Self {
+            attention,
+            input_layernorm: norm("input_layernorm")?,
+            post_attention_layernorm: norm("post_attention_layernorm")?,
+            gate_proj: loader.linear(&format!("{name}.mlp.gate_proj"), c.intermediate_size, d)?,
+            up_proj: loader.linear(&format!("{name}.mlp.up_proj"), c.intermediate_size, d)?,
+            down_proj: loader.linear(&format!("{name}.mlp.down_proj"), d, c.intermediate_size)?,
+        })
+    }
+
+    /// SwiGLU (Shazeer 2020).
+    fn mlp(&self, x: &Tensor) -> Result<Tensor> {
+        let gated = (silu(&self.gate_proj.forward(x)?)? * self.up_proj.forward(x)?)?;
+        self.down_proj.forward(&gated)
+    }
+}

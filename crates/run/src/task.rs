@@ -1,0 +1,50 @@
+//! [`Task`]: what to ask about a row, and what to make of the answer.
+
+use vgen_core::{Fault, Response, Row};
+use vgen_task::{Rendered, RowContext, TextGenerationWithImage};
+
+/// What to ask about a row, and what to make of the answer.
+pub trait Task: Send + Sync {
+    /// How many answers to ask for, at least 1.
+    fn num_generations(&self) -> u32 {
+        1
+    }
+
+    /// The conversation that asks about a row.
+    ///
+    /// # Errors
+    /// A fault of class `Row` if the row can't be asked about: a missing column, say.
+    fn render(&self, row: &Row, context: &RowContext<'_>) -> Result<Rendered, Fault>;
+
+    /// The output rows of an input row, which is empty if it couldn't be read; of a failed one too. `rendered` is
+    /// `None` if it never came to that.
+    fn output_rows(&self, row: &Row, rendered: Option<&Rendered>, result: &Result<Response, Fault>) -> Vec<Row>;
+}
+
+impl<T: Task + ?Sized> Task for Box<T> {
+    fn num_generations(&self) -> u32 {
+        (**self).num_generations()
+    }
+
+    fn render(&self, row: &Row, context: &RowContext<'_>) -> Result<Rendered, Fault> {
+        (**self).render(row, context)
+    }
+
+    fn output_rows(&self, row: &Row, rendered: Option<&Rendered>, result: &Result<Response, Fault>) -> Vec<Row> {
+        (**self).output_rows(row, rendered, result)
+    }
+}
+
+impl Task for TextGenerationWithImage {
+    fn num_generations(&self) -> u32 {
+        self.num_generations()
+    }
+
+    fn render(&self, row: &Row, context: &RowContext<'_>) -> Result<Rendered, Fault> {
+        self.render(row, context)
+    }
+
+    fn output_rows(&self, row: &Row, rendered: Option<&Rendered>, result: &Result<Response, Fault>) -> Vec<Row> {
+        self.output_rows(row, rendered, result)
+    }
+}

@@ -1,0 +1,93 @@
+//! `vgen-local` with a real network: the tiny random checkpoint of the fixtures, and the demo model of the program.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::support::Scratch;
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/mllama").join(name)
+}
+
+/// A model folder and three rows with an image that lies beside them; the second image is missing.
+fn scratch() -> (Scratch, String) {
+    let scratch = Scratch::new();
+    let image = fs::read(fixture("public/images/raw_text_first_0.png")).unwrap();
+    scratch.file("data/pictures/a.png", image);
+    scratch.file(
+        "data/rows.jsonl",
+        "{\"id\": 0, \"instruction\": \"What is it?\", \"image\": \"pictures/a.png\"}\n\
+         {\"id\": 1, \"instruction\": \"What is it?\", \"image\": \"pictures/b.png\"}\n\
+         {\"id\": 2, \"instruction\": \"Which colour?\", \"image\": \"pictures/a.png\"}\n",
+    );
+    (scratch, fixture("tiny-hublike").to_str().unwrap().to_owned())
+}
+
+#[test]
+fn rows_are_answered_and_a_missing_image_costs_its_row() {
+    let (scratch, model) = scratch();
+    let args = ["--model", &model, "--input", "data/rows.jsonl", "--max-new-tokens", "4"];
+    scratch.vgen_local(&[&args[..], &["--output", "out.jsonl"]].concat()).exits(1).says("3 rows, 1 failed");
+    let rows = scratch.rows("out.jsonl");
+    assert!(rows[0]["generation"].is_string() && rows[2]["generation"].is_string(), "{rows:?}");
+    assert!(rows[1]["error"]["code"].as_str().unwrap().starts_with("image."), "{rows:?}");
+    assert_eq!(rows[0]["distilabel_metadata"]["statistics_text_generation_with_image_0"]["output_tokens"], 4);
+
+    // The same row gives the same bytes alone.
+    let alone = scratch.vgen_local(&[&args[..], &["--limit", "1", "--batch-size", "1", "--quiet"]].concat()).exits(0);
+    assert_eq!(alone.stdout.trim_end(), scratch.read("out.jsonl").lines().next().unwrap());
+    assert_eq!(alone.stderr, "");
+}
+
+#[test]
+fn one_image_is_answered_to_the_terminal() {
+    let (scratch, model) = scratch();
+    let ask = ["--model", &model, "--prompt", "What is it?", "--max-new-tokens", "4"];
+    let streamed = scratch.vgen_local(&[&ask[..], &["--image", "data/pictures/a.png"]].concat()).exits(0);
+    let rows = ["--model", &model, "--input", "data/rows.jsonl", "--max-new-tokens", "4", "--limit", "1"];
+    scratch.vgen_local(&[&rows[..], &["--output", "out.jsonl"]].concat()).exits(0);
+    let expected = format!("{}\n", scratch.rows("out.jsonl")[0]["generation"].as_str().unwrap());
+    let streamed = streamed.prints(&expected).says("tokens/s");
+    assert!(!streamed.stderr.contains("error"));
+    scratch.vgen_local(&[&ask[..], &["--image", "missing.png"]].concat()).exits(2).says("missing.png");
+}
+
+#[test]
+fn what_the_engine_cannot_do_is_refused() {
+    let (scratch, model) = scratch();
+    let args = |more: [&'static str; 2]| {
+        let base = ["--model", &model, "--input", "data/rows.jsonl"];
+        scratch.vgen_local(&[&base[..], &more].concat())
+    };
+    args(["--temperature", "-1"]).exits(2);
+    args(["--top-p", "1.5"]).exits(2).says("top_p");
+    args(["--device", "abacus"]).exits(2).says("[backend] device: \"abacus\" is no device");
+    args(["--dtype", "f8"]).exits(2).says("[backend] dtype: ");
+    args(["--regex", "("]).exits(2);
+}
+
+#[test]
+fn a_folder_without_a_model_or_with_another_one_exits_with_4() {
+    let (scratch, _) = scratch();
+    fs::create_dir(scratch.path("empty")).unwrap();
+    let run = |model: &str| scratch.vgen_local(&["--model", model, "--input", "data/rows.jsonl"]);
+    run("empty").exits(4).says("error: ");
+    scratch.file("other/config.json", "{\"model_type\": \"llava\", \"architectures\": [\"Llava\"]}");
+    run("other").exits(4).says("llava");
+    run("nobody/nothing-at-all").exits(4).says("hint: ");
+}
+
+#[test]
+fn the_demo_answers_its_samples_without_a_network() {
+    let scratch = Scratch::new();
+    let table = scratch.vgen_local(&["--demo", "--quiet"]).exits(0);
+    let lines: Vec<_> = table.stdout.lines().collect();
+    assert!(lines[0].starts_with("image ") && lines[0].ends_with("answer"), "{}", table.stdout);
+    assert!(lines.len() > 5, "{}", table.stdout);
+
+    scratch.vgen_local(&["--demo", "--output", "out.jsonl"]).exits(0);
+    let rows = scratch.rows("out.jsonl");
+    assert_eq!(rows.len(), lines.len() - 1);
+    assert_eq!(rows[0]["model_name"], "vgen/shapes");
+    assert!(lines[1].ends_with(rows[0]["generation"].as_str().unwrap()));
+}

@@ -1,0 +1,10 @@
+//! The programs as their users meet them: exit codes, standard output and error, files.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "a failed step fails the test")]
+
+mod configs;
+mod inputs;
+mod local;
+mod outputs;
+mod rendering;
+mod runs;
+mod support;

@@ -1,0 +1,309 @@
+//! The network: every stage that a golden holds, for all three references; single rows and ragged batches.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use vgen_core::{PixelTiles, image_spans};
+use vgen_mllama::{Checkpoint, CrossKv, LoadOptions, Model, Reference, SelfKv, Sequence, Tensor};
+
+use crate::fixtures::{Golden, batches, cases, checkpoint_names, checkpoints};
+
+/// Largest error that counts as equal, relative to the largest value of the tensor.
+const TOLERANCE: f32 = 1e-4;
+
+/// With the CPU kernels; `VGEN_PORTABLE=1` takes the operations that every device has.
+fn load(checkpoint: &str, reference: Reference) -> Model {
+    let portable = std::env::var_os("VGEN_PORTABLE").is_some_and(|value| value == "1");
+    let options = LoadOptions { reference, portable, ..LoadOptions::default() };
+    Model::load(&Checkpoint::folder(checkpoints().join(checkpoint)), &options, &|_, _| {}).unwrap()
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn assert_close(what: &str, found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let scale = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let error = found.iter().zip(expected).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+    assert!(error <= TOLERANCE * scale, "{what}: off by {error}, the largest value is {scale}");
+}
+
+/// The images of a row, from recorded pixel values `[rows, images, tiles, 3, side, side]`, so that the network is
+/// tested apart from image decoding.
+fn images(golden: &Golden, row: usize, model: &Model) -> Vec<PixelTiles> {
+    let Some((shape, pixels)) = golden.f32("pixel_values") else { return Vec::new() };
+    let (_, ids) = golden.i64("aspect_ratio_ids").unwrap();
+    let vision = model.config().vision.as_ref().unwrap();
+    let (count, per_image) = (shape[1], shape[2..].iter().product::<usize>());
+    (row * count..(row + 1) * count)
+        .map(|image| {
+            let aspect_ratio_id = usize::try_from(ids[image]).unwrap();
+            let ratio = aspect_ratio_id.checked_sub(1).map(|i| vision.supported_aspect_ratios[i]);
+            let [tiles_high, tiles_wide] = ratio.unwrap_or([1, 1]);
+            let live = tiles_high * tiles_wide * per_image / vision.max_num_tiles;
+            let values = pixels[image * per_image..][..live].to_vec();
+            PixelTiles {
+                tile_size: vision.image_size,
+                tiles_high,
+                tiles_wide,
+                aspect_ratio_id,
+                values,
+                digest: [0; 32],
+            }
+        })
+        .collect()
+}
+
+/// A row on its way through the model.
+struct Row {
+    ids: Vec<u32>,
+    spans: Vec<Range<usize>>,
+    images: Vec<Arc<CrossKv>>,
+    kv: SelfKv,
+}
+
+impl Row {
+    fn new(model: &Model, ids: Vec<u32>, images: &[PixelTiles]) -> Self {
+        let images = model.encode(&images.iter().collect::<Vec<_>>()).unwrap_or_default();
+        Self {
+            spans: image_spans(&ids, model.config().image_token.unwrap()),
+            kv: model.self_kv(ids.len() + 40).unwrap(),
+            images: images.into_iter().map(Arc::new).collect(),
+            ids,
+        }
+    }
+
+    fn sequence(&mut self) -> Sequence<'_> {
+        Sequence { kv: &mut self.kv, images: &self.images, visible: &self.spans }
+    }
+
+    /// Leaves only what a generated token sees.
+    fn decode(&mut self) {
+        self.spans = vec![self.spans.last().unwrap().clone()];
+    }
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    let best = logits.iter().enumerate().fold(0, |best, (i, v)| if *v > logits[best] { i } else { best });
+    u32::try_from(best).unwrap()
+}
+
+/// Prefills rows in one ragged step, then decodes greedily, together. Calls `look` with the logits of each step's
+/// wanted tokens: all of the prompt, then the last ones.
+fn generate(model: &Model, rows: &mut [Row], steps: usize, mut look: impl FnMut(usize, &[f32])) -> Vec<Vec<u32>> {
+    let vocabulary = model.config().text.vocab_size;
+    let ids: Vec<u32> = rows.iter().flat_map(|row| row.ids.clone()).collect();
+    let wanted: Vec<u32> = (0..u32::try_from(ids.len()).unwrap()).collect();
+    let mut sequences: Vec<_> = rows.iter_mut().map(Row::sequence).collect();
+    let logits = values(&model.forward(&ids, &mut sequences, &wanted).unwrap());
+    look(0, &logits);
+    let mut ends = Vec::new();
+    for row in rows.iter_mut() {
+        ends.push(ends.last().unwrap_or(&0) + row.ids.len());
+        row.decode();
+    }
+    let mut next: Vec<u32> = ends.iter().map(|end| argmax(&logits[(end - 1) * vocabulary..end * vocabulary])).collect();
+    let mut tokens: Vec<Vec<u32>> = next.iter().map(|token| vec![*token]).collect();
+    for step in 1..steps {
+        let wanted: Vec<u32> = (0..u32::try_from(rows.len()).unwrap()).collect();
+        let mut sequences: Vec<_> = rows.iter_mut().map(Row::sequence).collect();
+        let logits = values(&model.forward(&next, &mut sequences, &wanted).unwrap());
+        look(step, &logits);
+        next = logits.chunks(vocabulary).map(argmax).collect();
+        tokens.iter_mut().zip(&next).for_each(|(all, token)| all.push(*token));
+    }
+    tokens
+}
+
+/// Cases that a checkpoint has goldens of; the pixel values are those of `tiny`, which are the same for all.
+fn recorded(checkpoint: &str) -> Vec<(String, Vec<u32>, Golden)> {
+    let of_case = |case: crate::fixtures::Case| {
+        let golden = Golden::of(checkpoint, &case.name)?;
+        Some((case.name, case.input_ids.unwrap(), golden))
+    };
+    let found: Vec<_> = cases().into_iter().filter_map(of_case).collect();
+    assert!(!found.is_empty(), "no golden of {checkpoint}");
+    found
+}
+
+#[test]
+fn vision_stages() {
+    for checkpoint in checkpoint_names() {
+        for reference in [Reference::Hf4, Reference::Hf5] {
+            let model = load(&checkpoint, reference);
+            for (name, _, golden) in recorded(&checkpoint) {
+                let pixels = Golden::of("tiny", &name);
+                let images = pixels.map(|pixels| images(&pixels, 0, &model)).unwrap_or_default();
+                let mut outputs: (Vec<Tensor>, Vec<Tensor>) = Default::default();
+                let mut observe = |stage: &str, tensor: &Tensor| {
+                    let what = format!("{checkpoint} {reference} {name} {stage}");
+                    match stage {
+                        "output" | "projected" => {
+                            let list = if stage == "output" { &mut outputs.0 } else { &mut outputs.1 };
+                            let id = images[list.len()].aspect_ratio_id;
+                            list.push(model.vision().unwrap().full_output(tensor, id).unwrap());
+                        }
+                        // Recorded with hf4; up to the end of the tower hf5 is the same.
+                        _ => {
+                            if let Some((_, expected)) = golden.f32(&format!("vision.{stage}")) {
+                                assert_close(&what, &values(tensor), &expected);
+                            }
+                        }
+                    }
+                };
+                if images.is_empty() {
+                    continue;
+                }
+                model.encode_observed(&images.iter().collect::<Vec<_>>(), Some(&mut observe)).unwrap();
+                for (stage, found) in [("output", outputs.0), ("projected", outputs.1)] {
+                    if let Some((_, expected)) = golden.f32(&format!("vision.{stage}.{reference}")) {
+                        let found = values(&Tensor::stack(&found, 0).unwrap());
+                        assert_close(&format!("{checkpoint} {reference} {name} {stage}"), &found, &expected);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn text_layers_logits_and_greedy_tokens() {
+    for checkpoint in checkpoint_names() {
+        for reference in Reference::ALL {
+            let model = load(&checkpoint, reference);
+            for (name, ids, golden) in recorded(&checkpoint) {
+                let what = |stage: &str| format!("{checkpoint} {reference} {name} {stage}");
+                let pixels = Golden::of("tiny", &name);
+                let images = pixels.map(|pixels| images(&pixels, 0, &model)).unwrap_or_default();
+
+                let mut row = Row::new(&model, ids.clone(), &images);
+                let mut observe = |stage: &str, tensor: &Tensor| {
+                    for key in [format!("text.{stage}.{reference}"), format!("text.{stage}")] {
+                        if let Some((_, expected)) = golden.f32(&key) {
+                            assert_close(&what(&key), &values(tensor), &expected);
+                        }
+                    }
+                };
+                let last = u32::try_from(ids.len() - 1).unwrap();
+                model.forward_observed(&ids, &mut [row.sequence()], &[last], Some(&mut observe)).unwrap();
+
+                let mut rows = [Row::new(&model, ids, &images)];
+                let vocabulary = model.config().text.vocab_size;
+                let tokens = generate(&model, &mut rows, 32, |step, logits| {
+                    if step == 0 {
+                        for key in ["logits", "last_logits"] {
+                            if let Some((_, expected)) = golden.f32(&format!("{key}.{reference}")) {
+                                assert_close(&what(key), &logits[logits.len() - expected.len()..], &expected);
+                            }
+                        }
+                    }
+                    // Step i's logits are those after i tokens; the recording starts with the prompt's last.
+                    if let Some((_, expected)) = golden.f32(&format!("decode_logits.{reference}")) {
+                        let expected = &expected[step * vocabulary..][..vocabulary];
+                        assert_close(&what("decode"), &logits[logits.len() - vocabulary..], expected);
+                    }
+                });
+                let (_, expected) = golden.i64(&format!("tokens.{reference}")).unwrap();
+                assert_eq!(tokens[0].iter().map(|t| i64::from(*t)).collect::<Vec<_>>(), expected, "{}", what("tokens"));
+            }
+        }
+    }
+}
+
+/// In a batch transformers pads images too, and rows that see no image attend to that padding: the rows are given the
+/// same padding images to compare with it. `meta` needs none of that.
+#[test]
+fn ragged_batches() {
+    let mut compared = 0;
+    for checkpoint in checkpoint_names() {
+        for batch in batches() {
+            let Some(golden) = Golden::of(&checkpoint, &batch.name) else { continue };
+            let (shape, ids) = golden.i64("input_ids").unwrap();
+            let (_, mask) = golden.i64("attention_mask").unwrap();
+            let width = shape[1];
+            for reference in Reference::ALL {
+                let model = load(&checkpoint, reference);
+                let vocabulary = model.config().text.vocab_size;
+                let mut rows: Vec<Row> = (0..shape[0])
+                    .map(|r| {
+                        let real = |i: &usize| mask[r * width + i] == 1;
+                        let id = |i: usize| u32::try_from(ids[r * width + i]).unwrap();
+                        let mut images = images(&golden, r, &model);
+                        if reference == Reference::Meta {
+                            images.retain(|image| image.aspect_ratio_id != 0);
+                        }
+                        Row::new(&model, (0..width).filter(real).map(id).collect(), &images)
+                    })
+                    .collect();
+                let mut expected_rows = Vec::new();
+                if let Some((_, expected)) = golden.f32(&format!("logits.{reference}")) {
+                    for (r, logits) in expected.chunks(width * vocabulary).enumerate() {
+                        let real = (0..width).filter(|i| mask[r * width + i] == 1);
+                        expected_rows.extend(real.flat_map(|i| &logits[i * vocabulary..][..vocabulary]).copied());
+                    }
+                }
+                let lengths: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
+                let tokens = generate(&model, &mut rows, 32, |step, logits| {
+                    if step > 0 {
+                        return;
+                    }
+                    let what = format!("{checkpoint} {reference} {}", batch.name);
+                    if !expected_rows.is_empty() {
+                        assert_close(&what, logits, &expected_rows);
+                    }
+                    let (_, expected) = golden.f32(&format!("last_logits.{reference}")).unwrap();
+                    let mut end = 0;
+                    for (length, expected) in lengths.iter().zip(expected.chunks(vocabulary)) {
+                        end += length * vocabulary;
+                        assert_close(&what, &logits[end - vocabulary..end], expected);
+                    }
+                    compared += 1;
+                });
+                if let Some((_, expected)) = golden.i64(&format!("tokens.{reference}")) {
+                    let found: Vec<i64> = tokens.iter().flatten().map(|token| i64::from(*token)).collect();
+                    assert_eq!(found, expected, "{checkpoint} {reference} {}", batch.name);
+                }
+            }
+        }
+    }
+    assert!(compared > 0, "no batch has goldens");
+}
+
+#[test]
+fn images_are_projected_once() {
+    let model = load("tiny-hublike", Reference::Meta);
+    let (_, ids, _) = recorded("tiny").into_iter().find(|(name, ..)| name == "two_images").unwrap();
+    let golden = Golden::of("tiny", "two_images").unwrap();
+    let mut rows = [Row::new(&model, ids, &images(&golden, 0, &model))];
+    let before = (model.counters().images_encoded(), model.counters().image_projections());
+    assert_eq!(before, (2, 2));
+    generate(&model, &mut rows, 32, |_, _| {});
+    assert_eq!((model.counters().images_encoded(), model.counters().image_projections()), before);
+}
+
+/// A prompt read in pieces gives what it gives whole.
+#[test]
+fn chunked_prefill() {
+    let model = load("tiny", Reference::Meta);
+    let (_, ids, golden) = recorded("tiny").into_iter().find(|(name, ..)| name == "three_mixed").unwrap();
+    let (_, expected) = golden.f32("logits.meta").unwrap();
+    for chunk in [1, 2, 3, 7] {
+        let mut row = Row::new(&model, ids.clone(), &images(&golden, 0, &model));
+        let mut logits = Vec::new();
+        for start in (0..ids.len()).step_by(chunk) {
+            let part = start..ids.len().min(start + chunk);
+            let sequence = Sequence { kv: &mut row.kv, images: &row.images, visible: &row.spans[part.clone()] };
+            let last = u32::try_from(part.len() - 1).unwrap();
+            logits = values(&model.forward(&ids[part], &mut [sequence], &[last]).unwrap());
+        }
+        assert_close(&format!("chunks of {chunk}"), &logits, &expected);
+    }
+}
+
+/// Where unused tiles share a representative, and where each must be computed.
+#[test]
+fn unused_tiles_are_shared_only_where_they_are_equal() {
+    assert!(load("tiny-hublike", Reference::Meta).vision().unwrap().unused_tiles_share());
+    assert!(!load("tiny", Reference::Meta).vision().unwrap().unused_tiles_share());
+}
