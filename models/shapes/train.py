@@ -358,7 +358,7 @@ WORDINGS = {
     "describe": ["Describe the image.", "Describe this image.", "What is in the image?", "What do you see?"],
 }
 KINDS = list(WORDINGS)
-GAP = 10.0        # smallest difference of coordinates (fitted pixels) that a question about order relies on
+GAP = 12.0        # smallest difference of coordinates (fitted pixels) that a question about order relies on
 
 
 def article(word):
@@ -388,21 +388,19 @@ def place(scene, s):
     """One of nine parts of the image, or None near a border between two of them."""
     cells = []
     for v, extent in ((s.y, scene.fitted[0]), (s.x, scene.fitted[1])):
-        if any(abs(v - extent * k / 3) < max(3.0, 0.04 * extent) for k in (1, 2)):
+        if any(abs(v - extent * k / 3) < max(4.0, 0.05 * extent) for k in (1, 2)):
             return None
         cells.append(int(3 * v / extent))
     return PLACES[cells[0]][cells[1]]
 
 
 def reference_names(scene):
-    """(shape, name) for every shape that a short name identifies."""
+    """(shape, name) for every shape that its name alone identifies."""
     names = []
     for s in scene.shapes:
         same = [o for o in scene.shapes if o.shape == s.shape]
         if len(same) == 1:
             names.append((s, s.shape))
-        if sum(o.colour == s.colour for o in same) == 1 and len(scene.shapes) > 1:
-            names.append((s, f"{s.colour} {s.shape}"))
     return names
 
 
@@ -451,8 +449,6 @@ def ask(scene, rng, kind):
         s = rng.choice(once)
         return text.format(s.colour), s.shape
     names = reference_names(scene)
-    if kind == "colour":            # a name with the colour in it would give the answer away
-        names = [n for n in names if " " not in n[1]]
     if not names:
         return None
     s, name = rng.choice(names)
@@ -886,7 +882,7 @@ class Mllama(nn.Module):
 # 7. Training data: batches of one aspect ratio, many questions per image
 # ----------------------------------------------------------------------------
 
-TEXT_LEN = 128      # tokens per image: a shared prefix, then as many question/answer pairs as fit
+TEXT_LEN = 144      # tokens per image: a shared prefix, then as many question/answer pairs as fit
 KIND_WEIGHTS = {"count_all": 0.7, "count_shape": 0.7, "count_colour": 0.7, "colour": 0.6, "shape": 0.6, "left": 1.6,
                 "right": 1.6, "above": 1.6, "below": 1.6, "exists": 2.5, "size": 1, "position": 2}
 
@@ -1104,7 +1100,8 @@ def train(args):
     model, heads = Mllama(cfg), Helpers(cfg["vision_config"]["hidden_size"])
     log(f"{sum(p.numel() for p in model.parameters())} parameters, vocabulary {cfg['text_config']['vocab_size']}")
     named = list(model.named_parameters())
-    muon = Muon([p for n, p in named if is_layer_matrix(n, p)])
+    muon = {tower: Muon([p for n, p in named if is_layer_matrix(n, p) and n.startswith("vision") == (tower == "vision")])
+            for tower in ("vision", "text")}
     rest = [p for n, p in named if not is_layer_matrix(n, p)] + list(heads.parameters())
     # Gates move slowly: otherwise they close while the layers behind them are still random.
     gates = [p for n, p in named if p.numel() == 1]
@@ -1116,8 +1113,13 @@ def train(args):
     if args.resume and args.state.exists():
         state = torch.load(args.state)
         model.load_state_dict(state["model"]), heads.load_state_dict(state["heads"])
-        adam.load_state_dict(state["adam"])
-        muon.state, ema, start_step, spent = state["muon"], state["ema"], state["step"], state["spent"]
+        ema, start_step, spent = state["ema"], state["step"], state["spent"]
+        if args.from_average:
+            model.load_state_dict(ema)
+        else:
+            adam.load_state_dict(state["adam"])
+            for tower in muon:
+                muon[tower].state = state["muon"][tower]
 
     import multiprocessing
     level = multiprocessing.Value("d", 0.0)
@@ -1126,10 +1128,12 @@ def train(args):
         batch_size=None, num_workers=1, prefetch_factor=6))
     tokens = model.vision_model.count
 
-    def loss_of(batch, aux_weight):
+    def loss_of(batch, aux_weight, look):
         ratio_id, pixels, patches, counts, ids, pos, seg, target, weight = batch
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            vision, raw = model.encode(normalise(pixels), ratio_id)
+            with torch.set_grad_enabled(look):
+                raw = model.vision_model(normalise(pixels), ratio_id)
+            vision = model.multi_modal_projector(raw)
             t = ids.shape[1]
             open_ = (seg[:, None] == 0) | (seg[:, None] == seg[:, :, None])
             open_ &= torch.ones(t, t, dtype=torch.bool).tril()
@@ -1140,7 +1144,7 @@ def train(args):
             x = model.hidden(ids, pos, mask, keep, vision)
             chosen = (target != IGNORE).nonzero(as_tuple=True)
             logits = model.language_model.lm_head(x[chosen]).float()
-            aux, report = heads(raw, patches, counts, tokens)
+            aux, report = heads(raw, patches, counts, tokens) if look else (0.0, {})
         goal, w = target[chosen], weight[chosen]
         each = F.cross_entropy(logits, goal, reduction="none")
         loss = (each * w).sum() / w.sum()
@@ -1166,15 +1170,19 @@ def train(args):
         for group in adam.param_groups:
             group["lr"] = args.adam_lr * rate * group["scale"]
         # The helper tasks lead at first and step back as the answers take over.
-        loss, report = loss_of(next(data), 0.2 * (1 - progress) + 0.02)
+        look = step % args.vision_every == 0
+        loss, report = loss_of(next(data), 0.2 * (1 - progress) + 0.02, look)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(rest, 1.0)
-        muon.step(args.muon_lr * rate)
+        if look:
+            muon["vision"].step(args.muon_lr * args.vision_scale * rate)
+        muon["text"].step(args.muon_lr * rate)
         adam.step()
         model.vision_model.clear_unused()
         for p in model.parameters():
             p.grad = None
-        heads.zero_grad()
+        for p in heads.parameters():
+            p.grad = None
         step += 1
         keep = min(0.998, (step + 1) / (step + 20))
         torch._foreach_lerp_(list(ema.values()), [p.detach() for _, p in named], 1 - keep)
@@ -1198,7 +1206,7 @@ def train(args):
 def save_state(args, model, heads, adam, muon, ema, step, spent):
     part = args.state.with_suffix(".part")
     torch.save({"model": model.state_dict(), "heads": heads.state_dict(), "adam": adam.state_dict(),
-                "muon": muon.state, "ema": ema, "step": step, "spent": spent}, part)
+                "muon": {t: m.state for t, m in muon.items()}, "ema": ema, "step": step, "spent": spent}, part)
     os.replace(part, args.state)
     export(ema, args.model)
     log(f"saved at step {step}")
@@ -1425,8 +1433,11 @@ def main():
     p.add_argument("--stop-after", type=int, default=0)
     p.add_argument("--resume", action="store_true")
     p.add_argument("--batch", type=int, default=16, help="images per step")
-    p.add_argument("--muon-lr", type=float, default=0.01)
-    p.add_argument("--adam-lr", type=float, default=0.003)
+    p.add_argument("--from-average", action="store_true", help="with --resume: go on from the averaged weights")
+    p.add_argument("--vision-every", type=int, default=1, help="train the vision tower on every n-th step only")
+    p.add_argument("--vision-scale", type=float, default=1.0, help="factor on the vision tower's learning rate")
+    p.add_argument("--muon-lr", type=float, default=0.004)
+    p.add_argument("--adam-lr", type=float, default=0.001)
     p.add_argument("--curriculum", type=float, default=0.12, help="share of the run until scenes are at full difficulty")
     p.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
     p.add_argument("--threads", type=int, default=1)
