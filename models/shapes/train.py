@@ -401,6 +401,8 @@ def reference_names(scene):
         same = [o for o in scene.shapes if o.shape == s.shape]
         if len(same) == 1:
             names.append((s, s.shape))
+        if sum(o.colour == s.colour for o in scene.shapes) == 1:
+            names.append((s, f"{s.colour} shape"))
     return names
 
 
@@ -449,6 +451,8 @@ def ask(scene, rng, kind):
         s = rng.choice(once)
         return text.format(s.colour), s.shape
     names = reference_names(scene)
+    if kind == "colour":            # a name with the colour in it would give the answer away
+        names = [n for n in names if " " not in n[1]]
     if not names:
         return None
     s, name = rng.choice(names)
@@ -801,6 +805,8 @@ class TextAttention(nn.Module):
         k, v = kv.view(b, m, 2, self.kv, -1).unbind(2)
         if self.cross:
             q, k = self.q_norm(q), self.k_norm(k)
+            if self.training:       # for the pointing loss
+                self.kept = q, k
         else:
             q, k = rotate(q, *rope), rotate(k, *rope)
         repeat = self.heads // self.kv
@@ -1007,6 +1013,37 @@ class Batches(torch.utils.data.IterableDataset):
                    *(torch.tensor(c) for c in zip(*rows)))
 
 
+def word_table(enc, vocab):
+    """Token id -> 1 + index of the shape or colour it names, 0 for all other tokens."""
+    table = torch.zeros(vocab + 8, dtype=torch.long)
+    for i, words in enumerate([(s, PLURAL[s]) for s in SHAPES] + [(c,) for c in COLOURS]):
+        for word in words:
+            token, = enc(" " + word)
+            table[token] = 1 + i
+    return table
+
+
+def pointing_loss(attention, words, patches, tokens):
+    """Training-only: in the first cross-attention layer, half of the heads of a question's shape or colour word
+    shall look at the patches of such shapes.  Finding this look-up by answers alone takes very long."""
+    q, k = attention.kept
+    row, at = words.nonzero(as_tuple=True)
+    word = words[row, at] - 1
+    labels = dict(zip(HEADS, patches))
+    shape, colour = labels["what"][row] - 1, labels["colour"][row]
+    match = torch.where((word < len(SHAPES))[:, None], shape == word[:, None], colour == (word - len(SHAPES))[:, None])
+    match = F.pad(match.view(len(row), -1, tokens - 1), (1, 0)).flatten(1)      # class tokens never match
+    some = match.any(1)
+    row, at, match = row[some], at[some], match[some]
+    heads = attention.heads // 2
+    dim = q.shape[-1]
+    q = q[row, at, :heads].float()
+    k = k[row, :, :attention.kv // 2].float().repeat_interleave(attention.heads // attention.kv, 2)
+    scores = torch.einsum("nhd,nmhd->nhm", q, k) * dim ** -0.5
+    inside = scores.masked_fill(~match[:, None], -1e9).logsumexp(-1)
+    return (scores.logsumexp(-1) - inside).mean()
+
+
 class Helpers(nn.Module):
     """Training-only classifiers on the vision tower's final state; never exported."""
 
@@ -1127,6 +1164,9 @@ def train(args):
         Batches(f"{args.seed}-{start_step}", out, level, args.batch, banned, args.state.with_name("scenes.bin")),
         batch_size=None, num_workers=1, prefetch_factor=6))
     tokens = model.vision_model.count
+    enc = Encoder(load_tokenizer(out))
+    words = word_table(enc, cfg["text_config"]["vocab_size"])
+    first_cross = model.language_model.model.layers[cfg["text_config"]["cross_attention_layers"][0]].cross_attn
 
     def loss_of(batch, aux_weight, look):
         ratio_id, pixels, patches, counts, ids, pos, seg, target, weight = batch
@@ -1145,6 +1185,9 @@ def train(args):
             chosen = (target != IGNORE).nonzero(as_tuple=True)
             logits = model.language_model.lm_head(x[chosen]).float()
             aux, report = heads(raw, patches, counts, tokens) if look else (0.0, {})
+            asked_words = words[ids] * ((target == IGNORE) & (seg > 0))
+            point = pointing_loss(first_cross, asked_words, patches, tokens)
+        report["point"] = point.detach()
         goal, w = target[chosen], weight[chosen]
         each = F.cross_entropy(logits, goal, reduction="none")
         loss = (each * w).sum() / w.sum()
@@ -1155,9 +1198,9 @@ def train(args):
         wrong.index_put_((chosen[0], seg[chosen]), (logits.argmax(-1) != goal).float(), accumulate=True)
         asked = torch.zeros_like(wrong).index_put_((chosen[0], seg[chosen]), torch.ones(len(goal)))
         report["exact"] = ((wrong == 0) & (asked > 0)).sum() / asked.sum()
-        return loss + aux_weight * aux, report
+        return loss + 0.3 * point + aux_weight * aux, report
 
-    model.prefix_image = len(Encoder(load_tokenizer(out)).prefix) - 1
+    model.prefix_image = len(enc.prefix) - 1
     began, step = time.time() - spent, start_step
     saved, shown, sums, seen = time.time(), time.time(), defaultdict(float), 0
     while True:
@@ -1192,7 +1235,7 @@ def train(args):
         seen += 1
         if time.time() - shown > args.log_every:
             text = " ".join(f"{k} {sums[k] / sums['#' + k]:.3f}" for k in sums
-                            if k in ("lm", "hit", "exact", "what", "digit", "size", "count", "place", "left_shape"))
+                            if k in ("lm", "hit", "exact", "what", "digit", "size", "count", "place", "left_shape", "point"))
             log(f"step {step} progress {progress:.3f} level {level.value:.2f} "
                 f"{(time.time() - shown) / seen * 1000:.0f} ms/step  {text}")
             shown, sums, seen = time.time(), defaultdict(float), 0
@@ -1285,19 +1328,19 @@ def answer(model, tok, rows, blank=False, limit=64):
             part = group[at:at + 32]
             pixels = normalise(torch.from_numpy(np.stack([t for _, t, _ in part])))
             vision, _ = model.encode(pixels, RATIOS.index(list(grid)) + 1)
-            ids, done = [list(p) for *_, p in part], [False] * len(part)
-            lengths = [len(p) for p in ids]
+            ids = [list(p) for *_, p in part]
+            lengths, active = [len(p) for p in ids], list(range(len(ids)))
             for _ in range(limit):
-                width = max(map(len, ids))
-                batch = torch.tensor([p + [0] * (width - len(p)) for p in ids])
-                logits = model.logits(batch, vision)
-                for k, p in enumerate(ids):
-                    if not done[k]:
-                        token = int(logits[k, len(p) - 1].argmax())
-                        done[k] = token in eos
-                        if not done[k]:
-                            p.append(token)
-                if all(done):
+                width = max(len(ids[k]) for k in active)
+                batch = torch.tensor([ids[k] + [0] * (width - len(ids[k])) for k in active])
+                logits = model.logits(batch, vision[active])
+                for row, k in zip(logits, list(active)):
+                    token = int(row[len(ids[k]) - 1].argmax())
+                    if token in eos:
+                        active.remove(k)
+                    else:
+                        ids[k].append(token)
+                if not active:
                     break
             for (i, *_), p, n in zip(part, ids, lengths):
                 texts[i] = tok.decode(p[n:], skip_special_tokens=False)
@@ -1427,7 +1470,7 @@ def main():
     p.add_argument("--model", type=Path, default=HERE, help="folder of the checkpoint")
     p.add_argument("--state", type=Path, default=HERE / "state" / "state.pt", help="training state, for --resume")
     p.add_argument("--eval-file", type=Path, default=HERE / "eval.jsonl")
-    p.add_argument("--eval-rows", type=int, default=36, help="rows per question kind")
+    p.add_argument("--eval-rows", type=int, default=32, help="rows per question kind")
     p.add_argument("--minutes", type=float, default=70, help="length of the training run")
     p.add_argument("--steps", type=int, default=0, help="length in steps instead, for a repeatable schedule")
     p.add_argument("--stop-after", type=int, default=0)
