@@ -27,7 +27,7 @@ import math
 import os
 import random
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -996,13 +996,14 @@ class Batches(torch.utils.data.IterableDataset):
             level = self.level.value
             tiles = rng.choices([1, 2, 3, 4], [1.8 + 2 * (1 - level), 1.4, 0.7 * level, level])[0]
             grid = tuple(rng.choice([r for r in RATIOS if r[0] * r[1] == tiles]))
-            rows, pixels, patches, counts, keys = [], [], [], [], []
+            scenes, rows, pixels, patches, counts, keys = [], [], [], [], [], []
             while len(rows) < self.batch:
                 scene = sample_scene(rng, grid, level)
                 key = scene.key()
                 if key in self.banned:
                     continue
                 keys.append(key[:16])
+                scenes.append(scene)
                 pixels.append(preprocess(draw(scene))[0])
                 patches.append(patch_labels(scene))
                 counts.append(count_labels(scene))
@@ -1010,7 +1011,7 @@ class Batches(torch.utils.data.IterableDataset):
             record.write(bytes.fromhex("".join(keys)))
             yield (RATIOS.index(list(grid)) + 1, torch.from_numpy(np.stack(pixels)),
                    torch.from_numpy(np.stack(patches, 1)), torch.tensor(counts),
-                   *(torch.tensor(c) for c in zip(*rows)))
+                   *(torch.tensor(c) for c in zip(*rows)), scenes)
 
 
 def word_table(enc, vocab):
@@ -1023,25 +1024,45 @@ def word_table(enc, vocab):
     return table
 
 
-def pointing_loss(attention, words, patches, tokens):
-    """Training-only: in the first cross-attention layer, half of the heads of a question's shape or colour word
-    shall look at the patches of such shapes.  Finding this look-up by answers alone takes very long."""
-    q, k = attention.kept
+def pointing_loss(attentions, words, seg, target, patches, tokens):
+    """Training-only: tell half of the cross-attention heads where to look.
+
+    In the first cross-attention layer a shape or colour word of a question looks at the patches of such shapes.  In
+    the second one the last token of the prompt looks at what fits all the words of its question, or at the class
+    tokens if nothing does.  Finding these look-ups by the answers alone takes very long."""
+    labels = dict(zip(HEADS, patches))
+    shape, colour, count = labels["what"] - 1, labels["colour"], len(SHAPES)
+
+    def look(attention, row, at, match):
+        q, k = attention.kept
+        q = q[row, at, :attention.heads // 2].float()
+        k = k[:, :, :attention.kv // 2].float().repeat_interleave(attention.heads // attention.kv, 2)[row]
+        scores = torch.einsum("nhd,nmhd->nhm", q, k) * q.shape[-1] ** -0.5
+        inside = scores.masked_fill(~match[:, None], -1e9).logsumexp(-1)
+        return (scores.logsumexp(-1) - inside).mean()
+
+    def with_class(match, value):
+        """Add the class token of every tile; without a patch that matches, `value` marks it."""
+        match = match.view(len(match), -1, tokens - 1)
+        first = (value & ~match.flatten(1).any(1))[:, None, None].expand(-1, match.shape[1], 1)
+        return torch.cat([first, match], 2).flatten(1)
+
     row, at = words.nonzero(as_tuple=True)
     word = words[row, at] - 1
-    labels = dict(zip(HEADS, patches))
-    shape, colour = labels["what"][row] - 1, labels["colour"][row]
-    match = torch.where((word < len(SHAPES))[:, None], shape == word[:, None], colour == (word - len(SHAPES))[:, None])
-    match = F.pad(match.view(len(row), -1, tokens - 1), (1, 0)).flatten(1)      # class tokens never match
+    match = torch.where((word < count)[:, None], shape[row] == word[:, None], colour[row] == (word - count)[:, None])
     some = match.any(1)
-    row, at, match = row[some], at[some], match[some]
-    heads = attention.heads // 2
-    dim = q.shape[-1]
-    q = q[row, at, :heads].float()
-    k = k[row, :, :attention.kv // 2].float().repeat_interleave(attention.heads // attention.kv, 2)
-    scores = torch.einsum("nhd,nmhd->nhm", q, k) * dim ** -0.5
-    inside = scores.masked_fill(~match[:, None], -1e9).logsumexp(-1)
-    return (scores.logsumexp(-1) - inside).mean()
+    loss = look(attentions[0], row[some], at[some], with_class(match[some], torch.tensor(False)))
+
+    named = torch.full((2, words.shape[0], int(seg.max()) + 2), -1)      # shape and colour of every question
+    is_shape = word < count
+    named[0].index_put_((row[is_shape], seg[row, at][is_shape]), word[is_shape])
+    named[1].index_put_((row[~is_shape], seg[row, at][~is_shape]), word[~is_shape] - count)
+    first = (target != IGNORE) & (target.roll(1, 1) == IGNORE)
+    row, at = first.nonzero(as_tuple=True)
+    s, c = named[:, row, seg[row, at]].unsqueeze(-1)
+    asked = ((s >= 0) | (c >= 0)).squeeze(1)
+    match = ((s < 0) | (shape[row] == s)) & ((c < 0) | (colour[row] == c))
+    return loss + look(attentions[1], row[asked], at[asked], with_class(match[asked], torch.tensor(True)))
 
 
 class Helpers(nn.Module):
@@ -1166,13 +1187,16 @@ def train(args):
     tokens = model.vision_model.count
     enc = Encoder(load_tokenizer(out))
     words = word_table(enc, cfg["text_config"]["vocab_size"])
-    first_cross = model.language_model.model.layers[cfg["text_config"]["cross_attention_layers"][0]].cross_attn
+    crossing = [model.language_model.model.layers[i].cross_attn for i in cfg["text_config"]["cross_attention_layers"]]
 
     def loss_of(batch, aux_weight, look):
-        ratio_id, pixels, patches, counts, ids, pos, seg, target, weight = batch
+        ratio_id, pixels, patches, counts, ids, pos, seg, target, weight, scenes = batch
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            with torch.set_grad_enabled(look):
+            if look:
                 raw = model.vision_model(normalise(pixels), ratio_id)
+                pool.append((ratio_id, raw.detach(), patches, counts, scenes))
+            else:
+                raw = pixels
             vision = model.multi_modal_projector(raw)
             t = ids.shape[1]
             open_ = (seg[:, None] == 0) | (seg[:, None] == seg[:, :, None])
@@ -1186,7 +1210,7 @@ def train(args):
             logits = model.language_model.lm_head(x[chosen]).float()
             aux, report = heads(raw, patches, counts, tokens) if look else (0.0, {})
             asked_words = words[ids] * ((target == IGNORE) & (seg > 0))
-            point = pointing_loss(first_cross, asked_words, patches, tokens)
+            point = pointing_loss(crossing, asked_words, seg, target, patches, tokens)
         report["point"] = point.detach()
         goal, w = target[chosen], weight[chosen]
         each = F.cross_entropy(logits, goal, reduction="none")
@@ -1202,6 +1226,7 @@ def train(args):
 
     model.prefix_image = len(enc.prefix) - 1
     began, step = time.time() - spent, start_step
+    pool, rng = deque(maxlen=100), random.Random(f"pool-{args.seed}")
     saved, shown, sums, seen = time.time(), time.time(), defaultdict(float), 0
     while True:
         spent = time.time() - began
@@ -1213,8 +1238,13 @@ def train(args):
         for group in adam.param_groups:
             group["lr"] = args.adam_lr * rate * group["scale"]
         # The helper tasks lead at first and step back as the answers take over.
-        look = step % args.vision_every == 0
-        loss, report = loss_of(next(data), 0.2 * (1 - progress) + 0.02, look)
+        look = step % args.vision_every == 0 or len(pool) < args.vision_every
+        if look:
+            batch = next(data)
+        else:       # new questions about pictures that were encoded a moment ago
+            *entry, scenes = rng.choice(pool)
+            batch = (*entry, *(torch.tensor(c) for c in zip(*(pack(s, rng, enc) for s in scenes))), scenes)
+        loss, report = loss_of(batch, 0.2 * (1 - progress) + 0.02, look)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(rest, 1.0)
         if look:
@@ -1477,7 +1507,8 @@ def main():
     p.add_argument("--resume", action="store_true")
     p.add_argument("--batch", type=int, default=16, help="images per step")
     p.add_argument("--from-average", action="store_true", help="with --resume: go on from the averaged weights")
-    p.add_argument("--vision-every", type=int, default=1, help="train the vision tower on every n-th step only")
+    p.add_argument("--vision-every", type=int, default=1, help="new pictures, and training of the vision tower, on every n-th step only; the others\n"
+                   "ask new questions about pictures that are encoded already")
     p.add_argument("--vision-scale", type=float, default=1.0, help="factor on the vision tower's learning rate")
     p.add_argument("--muon-lr", type=float, default=0.004)
     p.add_argument("--adam-lr", type=float, default=0.001)
