@@ -86,7 +86,8 @@ impl LocalBackend {
             let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build_global();
             vgen_kernels::threads::set_limit(threads.max(1));
         }
-        let load = LoadOptions { device: device.clone(), dtype, reference: options.reference, portable: options.portable };
+        let load =
+            LoadOptions { device: device.clone(), dtype, reference: options.reference, portable: options.portable };
         let layers = |done, total| progress(LoadEvent::Layers { done, total });
         let model = Model::load(&checkpoint, &load, &layers)?;
         progress(LoadEvent::Ready {
