@@ -38,7 +38,8 @@ fn answers(rows: &[Value]) -> Vec<String> {
         .unwrap();
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     let text = std::fs::read_to_string(output).unwrap();
-    let generation = |line: &str| serde_json::from_str::<Value>(line).unwrap()["generation"].as_str().map(str::to_owned);
+    let generation =
+        |line: &str| serde_json::from_str::<Value>(line).unwrap()["generation"].as_str().map(str::to_owned);
     let answers: Vec<String> = text.lines().filter_map(generation).collect();
     assert_eq!(answers.len(), rows.len());
     answers

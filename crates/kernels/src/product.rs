@@ -63,8 +63,8 @@ pub(crate) trait Kernel: Sync {
     unsafe fn tile(&self, packed: *const u8, rows: usize, panel: usize, block: usize, tile: *mut f32, stride: usize);
 }
 
-/// What is done to finished outputs while they are in the cache: called with the row, the first column and the values.
-pub(crate) type Finish<'a> = &'a (dyn Fn(usize, usize, &mut [f32]) + Sync);
+/// What is done to finished outputs while they are in the cache: called with the first column and the values of one row.
+pub(crate) type Finish<'a> = &'a (dyn Fn(usize, &mut [f32]) + Sync);
 
 /// Cuts `rows` rows into blocks of nearly equal size, none above `max`.
 pub(crate) fn row_blocks(rows: usize, max: usize) -> Vec<RowBlock> {
@@ -91,7 +91,7 @@ pub(crate) fn run<K: Kernel>(kernel: &K, x: &[f32], m: usize, out: &mut [f32], f
         for (i, out) in out.chunks_mut(ROWS_AT_ONCE * n).enumerate() {
             let first = i * ROWS_AT_ONCE;
             let rows = out.len() / n;
-            run_rows(kernel, &x[first * k..(first + rows) * k], first, rows, out, finish, scratch);
+            run_rows(kernel, &x[first * k..(first + rows) * k], rows, out, finish, scratch);
         }
     });
 }
@@ -99,7 +99,6 @@ pub(crate) fn run<K: Kernel>(kernel: &K, x: &[f32], m: usize, out: &mut [f32], f
 fn run_rows<K: Kernel>(
     kernel: &K,
     x: &[f32],
-    first_row: usize,
     m: usize,
     out: &mut [f32],
     finish: Option<Finish<'_>>,
@@ -139,7 +138,7 @@ fn run_rows<K: Kernel>(
         let whole_rows_cached = blocks.iter().map(|b| b.rows * row_bytes).sum::<usize>() <= CACHED_ROWS_BYTES;
         let compute = |panel: usize, block: usize| {
             for rows in blocks {
-                let place = Place { packed: packed.get(), out: out.get(), n, first_row };
+                let place = Place { packed: packed.get(), out: out.get(), n };
                 // SAFETY: rows, panel and block are in range by construction; the tile of this row block and panel
                 // belongs to this task alone; packed rows were written before and are only read now.
                 unsafe { tile(kernel, place, *rows, panel, block, finish) };
@@ -163,7 +162,6 @@ struct Place {
     packed: *const u8,
     out: *mut f32,
     n: usize,
-    first_row: usize,
 }
 
 /// One tile: straight into the output where the panel is full, by way of a buffer at the right edge.
@@ -201,7 +199,7 @@ unsafe fn tile<K: Kernel>(
         {
             for r in 0..block.rows {
                 let values = std::slice::from_raw_parts_mut(dst.add(r * place.n), cols);
-                finish(place.first_row + block.start + r, col, values);
+                finish(col, values);
             }
         }
     }

@@ -71,6 +71,18 @@ pub enum ImageCheck {
     Passthrough,
 }
 
+/// What is sent of an image in memory (`image_type = "PIL"`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PilFormat {
+    /// The file as it is, whatever its format.
+    #[default]
+    Original,
+    /// A JPEG of quality 75, as in distilabel; pixels that JPEG has no form for (transparency, palettes, 16 bits) are
+    /// refused, as there.
+    Jpeg,
+}
+
 /// How images in memory stand in the `raw_input_*` metadata.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -136,6 +148,9 @@ pub struct TaskConfig {
     /// Beyond distilabel: what is asked of images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_check: Option<ImageCheck>,
+    /// Beyond distilabel: what is sent of images in memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pil_format: Option<PilFormat>,
     /// Beyond distilabel: how images in memory stand in the metadata.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub raw_images: Option<RawImages>,
@@ -151,7 +166,7 @@ pub struct TaskConfig {
 }
 
 /// Every parameter that [`TaskConfig::from_map`] takes.
-pub const PARAMETERS: [&str; 26] = [
+pub const PARAMETERS: [&str; 27] = [
     "name",
     "template",
     "columns",
@@ -169,6 +184,7 @@ pub const PARAMETERS: [&str; 26] = [
     "undefined",
     "column_check",
     "image_check",
+    "pil_format",
     "raw_images",
     "row_system_prompt",
     "template_fuel",
@@ -202,6 +218,7 @@ impl TaskConfig {
             undefined: read.required("undefined", |v| choice(v, &["strict", "lenient"])),
             column_check: read.required("column_check", |v| choice(v, &["variables", "text", "off"])),
             image_check: read.required("image_check", |v| choice(v, &["strict", "passthrough"])),
+            pil_format: read.required("pil_format", |v| choice(v, &["original", "jpeg"])),
             raw_images: read.required("raw_images", |v| choice(v, &["digest", "inline"])),
             row_system_prompt: read.required("row_system_prompt", boolean),
             template_fuel: read.required("template_fuel", |v| positive(v).map(|n| n as u64)),
@@ -213,7 +230,7 @@ impl TaskConfig {
         read.required("input_batch_size", positive);
         read.required("resources", resources);
         read.required("exclude_from_signature", names);
-        config.without_effect = PARAMETERS[20..].iter().copied().filter(|name| map.contains_key(*name)).collect();
+        config.without_effect = PARAMETERS[21..].iter().copied().filter(|name| map.contains_key(*name)).collect();
         for name in map.keys().filter(|name| !PARAMETERS.contains(&name.as_str())) {
             read.errors.push(TaskError::UnknownParameter { name: name.clone(), nearest: nearest(name) });
         }

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use vgen_core::ImageRef;
 
-use crate::config::{ImageCheck, ImageType};
+use crate::config::{ImageCheck, ImageType, PilFormat};
 use crate::template::python_text;
 
 /// Takes padded and unpadded text.
@@ -45,6 +45,7 @@ pub(crate) struct GivenImage {
 pub(crate) struct ImageRules {
     pub(crate) image_type: ImageType,
     pub(crate) check: ImageCheck,
+    pub(crate) pil_format: PilFormat,
 }
 
 impl ImageRules {
@@ -105,6 +106,9 @@ impl ImageRules {
             _ => None,
         };
         match (bytes, name) {
+            (Some(bytes), name) if self.image_type == ImageType::Pil && self.pil_format == PilFormat::Jpeg => {
+                in_memory(jpeg(&bytes)?, name)
+            }
             (Some(bytes), name) => in_memory(bytes, name),
             (None, Some(path)) => url_or_path(path, base_dir),
             (None, None) => {
@@ -191,6 +195,25 @@ fn in_memory(bytes: Vec<u8>, name: Option<&str>) -> Result<GivenImage, NoImage> 
         return Err(no_image("image.unknown_format", "the bytes are of no known image format"));
     }
     Ok(GivenImage { image: ImageRef::Bytes { bytes: bytes.into(), name: name.map(Into::into) }, given: None })
+}
+
+/// The image as Pillow saves it by default: quality 75, no EXIF, orientation not applied.
+fn jpeg(bytes: &[u8]) -> Result<Vec<u8>, NoImage> {
+    // Depth and colour type of a PNG, which decoding hides.
+    let palette_or_deep = bytes.starts_with(b"\x89PNG") && bytes.get(24..26).is_some_and(|b| b[0] > 8 || b[1] == 3);
+    let image = image::load_from_memory(bytes).map_err(|error| no_image("image.decode", error.to_string()))?;
+    let plain = matches!(image.color(), image::ColorType::L8 | image::ColorType::Rgb8);
+    if palette_or_deep || !plain {
+        return Err(NoImage {
+            code: "image.not_jpeg_encodable",
+            message: "JPEG has no transparency, palettes or 16-bit samples".to_owned(),
+            hint: Some("pil_format = \"original\" sends the file as it is"),
+        });
+    }
+    let mut file = Vec::new();
+    let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut file, 75);
+    image.write_with_encoder(encoder).map_err(|error| no_image("image.not_jpeg_encodable", error.to_string()))?;
+    Ok(file)
 }
 
 /// The media type of an image file, told by its first bytes.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::{ColumnCheck, ImageCheck, ImagePosition, ImageType, PARAMETERS, RawImages, TaskConfig, Undefined};
+use crate::config::{
+    ColumnCheck, ImageCheck, ImagePosition, ImageType, PARAMETERS, PilFormat, RawImages, TaskConfig, Undefined,
+};
 use crate::error::TaskError;
 use crate::images::ImageRules;
 use crate::template::{Template, Variable, text_mentions};
@@ -176,6 +178,8 @@ setters! {
     column_check: ColumnCheck,
     /// What is asked of images. Default [`ImageCheck::Strict`].
     image_check: ImageCheck,
+    /// What is sent of images in memory. Default [`PilFormat::Original`].
+    pil_format: PilFormat,
     /// How images in memory stand in the metadata. Default [`RawImages::Digest`].
     raw_images: RawImages,
     /// Whether the row's `system_prompt` column wins. Default true.
@@ -207,12 +211,13 @@ impl TaskBuilder {
     }
 
     /// What distilabel does where we do better by default: lenient undefined, its text search as the column check,
-    /// images unchecked and whole in the metadata, no system prompt of a row's own.
+    /// images unchecked, as JPEG, and whole in the metadata, no system prompt of a row's own.
     #[must_use]
     pub fn like_distilabel(self) -> Self {
         self.undefined(Undefined::Lenient)
             .column_check(ColumnCheck::Text)
             .image_check(ImageCheck::Passthrough)
+            .pil_format(PilFormat::Jpeg)
             .raw_images(RawImages::Inline)
             .row_system_prompt(false)
     }
@@ -286,6 +291,7 @@ impl TaskBuilder {
             images: ImageRules {
                 image_type: config.image_type.unwrap_or_default(),
                 check: config.image_check.unwrap_or_default(),
+                pil_format: config.pil_format.unwrap_or_default(),
             },
             image_column,
             image_required: config.image_required.unwrap_or(true),

@@ -111,7 +111,7 @@ impl Engine {
             batch_size: options.batch_size.max(1),
             step_tokens: options.step_tokens.max(1),
             stats,
-            cache: ImageCache::new(options.image_cache_bytes),
+            cache: ImageCache::new(plan.image_cache),
             tools: Tools { vocabulary, candidates: Candidates::default(), logits: Vec::new() },
             waiting: VecDeque::new(),
             active: Vec::new(),

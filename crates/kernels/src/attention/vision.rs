@@ -1,6 +1,7 @@
 //! Attention of one image's tokens among themselves.
 
-use super::tile::{Keys, ROWS, Rows, attend, pack_block, packed_sizes};
+use super::pack::Packing;
+use super::tile::{Keys, ROWS, Rows, attend};
 use super::{BLOCK, Heads};
 use crate::aligned;
 use crate::cpu::Level;
@@ -101,7 +102,8 @@ pub(super) fn vision_attention_at(
     });
 
     // Keys are packed once for all passes, block by block over all heads, as they lie in memory.
-    let (k_size, v_size) = packed_sizes(heads.dim);
+    let packing = Packing { d: heads.dim, pairs: heads.by_pairs(level) };
+    let (k_size, v_size) = packing.sizes();
     let blocks = tokens.div_ceil(BLOCK);
     let head_size = blocks * (k_size + v_size);
     let threads = threads::for_work(2 * tokens * tokens * heads.query_row() / 40);
@@ -121,7 +123,7 @@ pub(super) fn vision_attention_at(
                     let v_at = shared.get().add(base + blocks * k_size + block * v_size);
                     (std::slice::from_raw_parts_mut(k_at, k_size), std::slice::from_raw_parts_mut(v_at, v_size))
                 };
-                pack_block((&k[at..], &v[at..]), (keys, heads.key_row(), heads.dim), k_block, v_block);
+                packing.block(level, (&k[at..], &v[at..]), (keys, heads.key_row()), k_block, v_block);
             }
         });
 

@@ -58,8 +58,7 @@ unsafe fn tile_vnni<const K: u8, const R: usize>(
         let (a, at) = unsafe { (a.add(g * ROW_GROUP * R), w.add(group_at(K, g))) };
         if R <= 3 {
             for line in 0..group_bytes(K) / 64 {
-                // SAFETY: prefetching never faults, at any address.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + 64 * line).cast()) };
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + 64 * line).cast());
             }
         }
         // SAFETY: rows' words, scales, starts and sums lie within the packed group.
