@@ -128,10 +128,9 @@ pub(super) fn vision_attention_at(
         });
 
         let passes = tokens.div_ceil(ROWS);
-        let per_pass = tokens.div_ceil(passes.max(1));
         let shared = Shared(out.as_mut_ptr());
         threads::run(threads, passes * heads.query, |task| {
-            let (head, first) = (task / passes, task % passes * per_pass);
+            let (head, first) = (task / passes, task % passes * ROWS);
             let rows = VisionRows {
                 heads,
                 first,
@@ -143,7 +142,7 @@ pub(super) fn vision_attention_at(
             };
             let (k, v) = packed[head * head_size..(head + 1) * head_size].split_at(blocks * k_size);
             let keys: Keys<'_, f32> = Keys::Packed { k, v, len: tokens };
-            let count = per_pass.min(tokens.saturating_sub(first));
+            let count = ROWS.min(tokens - first);
             // SAFETY: offsets lie in `out`, whose length was checked; no two tasks have the same head and token.
             #[allow(unsafe_code)]
             unsafe {

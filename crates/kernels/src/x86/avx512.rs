@@ -31,13 +31,41 @@ pub(crate) const TILES_F32: [TileF32; 12] = by_rows!(tile_f32);
 pub(crate) const TILES_BF16: [TileBf16; 12] = by_rows!(tile_bf16);
 pub(crate) const TILES_WIDEN: [TileWiden; 12] = by_rows!(tile_widen);
 
-/// Bytes ahead of the running position at which weights are asked for from memory, in tiles of few rows.
-const AHEAD: usize = 4096;
+/// Bytes ahead of the running position at which weights are asked for: from memory in tiles of few rows, which wait for
+/// it, and from the second-level cache in the others.
+const fn ahead<const R: usize>() -> usize {
+    if R <= 4 { 4096 } else { 2048 }
+}
+
+/// Asks for the 128 bytes that lie ahead of `at`.
+#[inline(always)]
+fn prefetch<const R: usize>(at: *const i8) {
+    let ahead = at.wrapping_add(ahead::<R>());
+    // SAFETY: prefetching never faults, at any address.
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T0>(ahead);
+        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64));
+    }
+}
+
+/// Asks for the lines of a tile that will be added to once its sums are there.
+#[inline(always)]
+pub(super) fn prefetch_tile<const R: usize>(out: *const f32, stride: usize) {
+    for r in 0..R {
+        let row = out.wrapping_add(r * stride).cast::<i8>();
+        // SAFETY: prefetching never faults, at any address.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_ET0>(row);
+            _mm_prefetch::<_MM_HINT_ET0>(row.wrapping_add(64));
+        }
+    }
+}
 
 /// # Safety
 /// `a` has `k x R` floats, `w` `k x PANEL` floats aligned to 64, `out` R rows of PANEL floats; the machine has AVX-512F.
 #[target_feature(enable = "avx512f")]
 unsafe fn tile_f32<const R: usize>(a: *const f32, w: *const f32, k: usize, out: *mut f32, stride: usize, first: bool) {
+    prefetch_tile::<R>(out, stride);
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
     for i in 0..k {
         // SAFETY: i < k.
@@ -54,19 +82,6 @@ unsafe fn tile_f32<const R: usize>(a: *const f32, w: *const f32, k: usize, out: 
     }
     // SAFETY: the tile has R rows of PANEL floats.
     unsafe { store(sums, out, stride, first) };
-}
-
-/// Asks for the 128 bytes that lie [`AHEAD`] of `at`, in tiles of few rows, which wait for memory.
-#[inline(always)]
-fn prefetch<const R: usize>(at: *const i8) {
-    if R <= 4 {
-        let ahead = at.wrapping_add(AHEAD);
-        // SAFETY: prefetching never faults, at any address.
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(ahead);
-            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64));
-        }
-    }
 }
 
 /// Sets the tile to the sums or adds them to it.
@@ -102,6 +117,7 @@ unsafe fn tile_bf16<const R: usize>(
     stride: usize,
     first: bool,
 ) {
+    prefetch_tile::<R>(out, stride);
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
     for i in 0..pairs {
         // SAFETY: i < pairs; both vector types are 64 bytes of any content.
@@ -136,6 +152,7 @@ unsafe fn tile_widen<const R: usize>(
     first: bool,
 ) {
     let upper = _mm512_set1_epi32(0xFFFF_0000_u32 as i32);
+    prefetch_tile::<R>(out, stride);
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
     for i in 0..pairs {
         // SAFETY: i < pairs.

@@ -5,6 +5,7 @@
 
 use std::arch::x86_64::*;
 
+use super::avx512::prefetch_tile;
 use crate::linear_quant::{
     Q4_0, Q4_1, Q4_K, Q8_0, ROW_GROUP, TILE_ROWS, TileQuant, group_at, group_bytes, shared_scales, weight_bytes,
 };
@@ -52,6 +53,7 @@ unsafe fn tile_vnni<const K: u8, const R: usize>(
     first: bool,
 ) {
     let low = _mm512_set1_epi8(15);
+    prefetch_tile::<R>(out, stride);
     let mut totals = [[_mm512_setzero_ps(); 2]; R];
     for g in 0..groups {
         // SAFETY: g < groups.
