@@ -368,8 +368,7 @@ fn run(case: &Case, profile: &str) -> Result<(), Difference> {
         Some(rows) => rows.iter().collect(),
         None => vec![&single],
     };
-    let rows: Vec<Row> =
-        case.inputs.iter().map(|input| Row::from_json(&converted(input.get())).unwrap()).collect();
+    let rows: Vec<Row> = case.inputs.iter().map(|input| Row::from_json(&converted(input.get())).unwrap()).collect();
     let mut image_files = false;
     let mut out: Vec<Vec<Row>> = Vec::new();
     for (number, row) in rows.iter().enumerate() {
@@ -489,7 +488,8 @@ fn same_rows(case: &Case, task: &TextGenerationWithImage, rows: &[Row], ours: &[
     if some_failed && without_statistics(&theirs) == without_statistics(&found) {
         return Err(differs("statistics", detail));
     }
-    let answered: Vec<_> = (0..rows.len()).map(|i| !answers(case, i, task.num_generations() as usize).is_empty()).collect();
+    let answered: Vec<_> =
+        (0..rows.len()).map(|i| !answers(case, i, task.num_generations() as usize).is_empty()).collect();
     if answered.contains(&false) {
         let kept: Vec<(usize, Row)> = ours.iter().filter(|(input, _)| answered[*input]).cloned().collect();
         if texts(&kept) == theirs || case.params.contains_key("group_generations") {

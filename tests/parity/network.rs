@@ -46,7 +46,14 @@ fn images(case: &Case) -> Vec<PixelTiles> {
 fn padding_image(model: &Model) -> PixelTiles {
     let vision = model.config().vision.as_ref().unwrap();
     let values = vec![0.0; vision.num_channels * vision.image_size * vision.image_size];
-    PixelTiles { tile_size: vision.image_size, tiles_high: 1, tiles_wide: 1, aspect_ratio_id: 0, values, digest: [0; 32] }
+    PixelTiles {
+        tile_size: vision.image_size,
+        tiles_high: 1,
+        tiles_wide: 1,
+        aspect_ratio_id: 0,
+        values,
+        digest: [0; 32],
+    }
 }
 
 /// A row on its way through the model.

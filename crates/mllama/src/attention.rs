@@ -219,10 +219,8 @@ fn cross_by_kernel(q: &Tensor, runs: &[SeenImages]) -> Result<Tensor> {
     let Some((keys, _)) = runs.iter().find_map(|run| run.images.first()) else { return Ok(q.zeros_like()?) };
     let heads = heads(q, keys.dim(1)?)?;
     let held_q = hold(q);
-    let held: Vec<Vec<_>> = runs
-        .iter()
-        .map(|run| run.images.iter().map(|(k, v)| (hold(k), hold(v))).collect())
-        .collect();
+    let held: Vec<Vec<_>> =
+        runs.iter().map(|run| run.images.iter().map(|(k, v)| (hold(k), hold(v))).collect()).collect();
     let images: Vec<Vec<_>> = held
         .iter()
         .map(|images| images.iter().map(|(k, v)| Ok(ImageKeys { k: k.values()?, v: v.values()? })).collect())

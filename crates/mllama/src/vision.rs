@@ -332,12 +332,7 @@ impl VisionTower {
 
     /// Patches to the input of the local layers, of all images one after the other. Observed image by image, without
     /// padding patches: `[max tiles, patches, hidden]`.
-    fn embed(
-        &self,
-        images: &[&PixelTiles],
-        layouts: &[ImageLayout],
-        mut observer: Option<Observer>,
-    ) -> Result<Tensor> {
+    fn embed(&self, images: &[&PixelTiles], layouts: &[ImageLayout], mut observer: Option<Observer>) -> Result<Tensor> {
         let (h, patches) = (self.config.hidden_size, self.config.patches());
         let class = self.class_embedding.reshape((1, 1, h))?;
         let mut parts = Vec::with_capacity(images.len());

@@ -12,7 +12,9 @@ mod task;
 mod template;
 pub mod tokens;
 
-pub use config::{ColumnCheck, ImageCheck, ImagePosition, ImageType, PARAMETERS, PilFormat, RawImages, TaskConfig, Undefined};
+pub use config::{
+    ColumnCheck, ImageCheck, ImagePosition, ImageType, PARAMETERS, PilFormat, RawImages, TaskConfig, Undefined,
+};
 pub use error::{TaskError, TemplateError, TemplateErrorKind};
 pub use images::{data_url, encode_image, image_mime};
 pub use output::Answer;

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::{ColumnCheck, ImageCheck, ImagePosition, ImageType, PARAMETERS, PilFormat, RawImages, TaskConfig, Undefined};
+use crate::config::{
+    ColumnCheck, ImageCheck, ImagePosition, ImageType, PARAMETERS, PilFormat, RawImages, TaskConfig, Undefined,
+};
 use crate::error::TaskError;
 use crate::images::ImageRules;
 use crate::template::{Template, Variable, text_mentions};

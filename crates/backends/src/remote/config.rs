@@ -116,7 +116,7 @@ pub struct RemoteConfig {
     pub tokens_per_minute: Option<f64>,
     /// How often one generation is tried.
     pub max_attempts: u32,
-    /// How long one generation is tried, from its first attempt.
+    /// How long one generation is tried: no attempt begins later than this after its first one began.
     pub max_elapsed: f64,
     /// The first pause between attempts is a random share of this; each further one doubles it.
     pub backoff_base: f64,
