@@ -27,7 +27,7 @@ import math
 import os
 import random
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -358,7 +358,7 @@ WORDINGS = {
     "describe": ["Describe the image.", "Describe this image.", "What is in the image?", "What do you see?"],
 }
 KINDS = list(WORDINGS)
-GAP = 10.0        # smallest difference of coordinates (fitted pixels) that a question about order relies on
+GAP = 12.0        # smallest difference of coordinates (fitted pixels) that a question about order relies on
 
 
 def article(word):
@@ -388,21 +388,21 @@ def place(scene, s):
     """One of nine parts of the image, or None near a border between two of them."""
     cells = []
     for v, extent in ((s.y, scene.fitted[0]), (s.x, scene.fitted[1])):
-        if any(abs(v - extent * k / 3) < max(3.0, 0.04 * extent) for k in (1, 2)):
+        if any(abs(v - extent * k / 3) < max(4.0, 0.05 * extent) for k in (1, 2)):
             return None
         cells.append(int(3 * v / extent))
     return PLACES[cells[0]][cells[1]]
 
 
 def reference_names(scene):
-    """(shape, name) for every shape that a short name identifies."""
+    """(shape, name) for every shape that its name alone identifies."""
     names = []
     for s in scene.shapes:
         same = [o for o in scene.shapes if o.shape == s.shape]
         if len(same) == 1:
             names.append((s, s.shape))
-        if sum(o.colour == s.colour for o in same) == 1 and len(scene.shapes) > 1:
-            names.append((s, f"{s.colour} {s.shape}"))
+        if sum(o.colour == s.colour for o in scene.shapes) == 1:
+            names.append((s, f"{s.colour} shape"))
     return names
 
 
@@ -805,6 +805,8 @@ class TextAttention(nn.Module):
         k, v = kv.view(b, m, 2, self.kv, -1).unbind(2)
         if self.cross:
             q, k = self.q_norm(q), self.k_norm(k)
+            if self.training:       # for the pointing loss
+                self.kept = q, k
         else:
             q, k = rotate(q, *rope), rotate(k, *rope)
         repeat = self.heads // self.kv
@@ -886,7 +888,7 @@ class Mllama(nn.Module):
 # 7. Training data: batches of one aspect ratio, many questions per image
 # ----------------------------------------------------------------------------
 
-TEXT_LEN = 128      # tokens per image: a shared prefix, then as many question/answer pairs as fit
+TEXT_LEN = 144      # tokens per image: a shared prefix, then as many question/answer pairs as fit
 KIND_WEIGHTS = {"count_all": 0.7, "count_shape": 0.7, "count_colour": 0.7, "colour": 0.6, "shape": 0.6, "left": 1.6,
                 "right": 1.6, "above": 1.6, "below": 1.6, "exists": 2.5, "size": 1, "position": 2}
 
@@ -994,13 +996,14 @@ class Batches(torch.utils.data.IterableDataset):
             level = self.level.value
             tiles = rng.choices([1, 2, 3, 4], [1.8 + 2 * (1 - level), 1.4, 0.7 * level, level])[0]
             grid = tuple(rng.choice([r for r in RATIOS if r[0] * r[1] == tiles]))
-            rows, pixels, patches, counts, keys = [], [], [], [], []
+            scenes, rows, pixels, patches, counts, keys = [], [], [], [], [], []
             while len(rows) < self.batch:
                 scene = sample_scene(rng, grid, level)
                 key = scene.key()
                 if key in self.banned:
                     continue
                 keys.append(key[:16])
+                scenes.append(scene)
                 pixels.append(preprocess(draw(scene))[0])
                 patches.append(patch_labels(scene))
                 counts.append(count_labels(scene))
@@ -1008,7 +1011,58 @@ class Batches(torch.utils.data.IterableDataset):
             record.write(bytes.fromhex("".join(keys)))
             yield (RATIOS.index(list(grid)) + 1, torch.from_numpy(np.stack(pixels)),
                    torch.from_numpy(np.stack(patches, 1)), torch.tensor(counts),
-                   *(torch.tensor(c) for c in zip(*rows)))
+                   *(torch.tensor(c) for c in zip(*rows)), scenes)
+
+
+def word_table(enc, vocab):
+    """Token id -> 1 + index of the shape or colour it names, 0 for all other tokens."""
+    table = torch.zeros(vocab + 8, dtype=torch.long)
+    for i, words in enumerate([(s, PLURAL[s]) for s in SHAPES] + [(c,) for c in COLOURS]):
+        for word in words:
+            token, = enc(" " + word)
+            table[token] = 1 + i
+    return table
+
+
+def pointing_loss(attentions, words, seg, target, patches, tokens):
+    """Training-only: tell half of the cross-attention heads where to look.
+
+    In the first cross-attention layer a shape or colour word of a question looks at the patches of such shapes.  In
+    the second one the last token of the prompt looks at what fits all the words of its question, or at the class
+    tokens if nothing does.  Finding these look-ups by the answers alone takes very long."""
+    labels = dict(zip(HEADS, patches))
+    shape, colour, count = labels["what"] - 1, labels["colour"], len(SHAPES)
+
+    def look(attention, row, at, match):
+        q, k = attention.kept
+        q = q[row, at, :attention.heads // 2].float()
+        k = k[:, :, :attention.kv // 2].float().repeat_interleave(attention.heads // attention.kv, 2)[row]
+        scores = torch.einsum("nhd,nmhd->nhm", q, k) * q.shape[-1] ** -0.5
+        inside = scores.masked_fill(~match[:, None], -1e9).logsumexp(-1)
+        return (scores.logsumexp(-1) - inside).mean()
+
+    def with_class(match, value):
+        """Add the class token of every tile; without a patch that matches, `value` marks it."""
+        match = match.view(len(match), -1, tokens - 1)
+        first = (value & ~match.flatten(1).any(1))[:, None, None].expand(-1, match.shape[1], 1)
+        return torch.cat([first, match], 2).flatten(1)
+
+    row, at = words.nonzero(as_tuple=True)
+    word = words[row, at] - 1
+    match = torch.where((word < count)[:, None], shape[row] == word[:, None], colour[row] == (word - count)[:, None])
+    some = match.any(1)
+    loss = look(attentions[0], row[some], at[some], with_class(match[some], torch.tensor(False)))
+
+    named = torch.full((2, words.shape[0], int(seg.max()) + 2), -1)      # shape and colour of every question
+    is_shape = word < count
+    named[0].index_put_((row[is_shape], seg[row, at][is_shape]), word[is_shape])
+    named[1].index_put_((row[~is_shape], seg[row, at][~is_shape]), word[~is_shape] - count)
+    first = (target != IGNORE) & (target.roll(1, 1) == IGNORE)
+    row, at = first.nonzero(as_tuple=True)
+    s, c = named[:, row, seg[row, at]].unsqueeze(-1)
+    asked = ((s >= 0) | (c >= 0)).squeeze(1)
+    match = ((s < 0) | (shape[row] == s)) & ((c < 0) | (colour[row] == c))
+    return loss + look(attentions[1], row[asked], at[asked], with_class(match[asked], torch.tensor(True)))
 
 
 class Helpers(nn.Module):
@@ -1104,7 +1158,8 @@ def train(args):
     model, heads = Mllama(cfg), Helpers(cfg["vision_config"]["hidden_size"])
     log(f"{sum(p.numel() for p in model.parameters())} parameters, vocabulary {cfg['text_config']['vocab_size']}")
     named = list(model.named_parameters())
-    muon = Muon([p for n, p in named if is_layer_matrix(n, p)])
+    muon = {tower: Muon([p for n, p in named if is_layer_matrix(n, p) and n.startswith("vision") == (tower == "vision")])
+            for tower in ("vision", "text")}
     rest = [p for n, p in named if not is_layer_matrix(n, p)] + list(heads.parameters())
     # Gates move slowly: otherwise they close while the layers behind them are still random.
     gates = [p for n, p in named if p.numel() == 1]
@@ -1116,8 +1171,13 @@ def train(args):
     if args.resume and args.state.exists():
         state = torch.load(args.state)
         model.load_state_dict(state["model"]), heads.load_state_dict(state["heads"])
-        adam.load_state_dict(state["adam"])
-        muon.state, ema, start_step, spent = state["muon"], state["ema"], state["step"], state["spent"]
+        ema, start_step, spent = state["ema"], state["step"], state["spent"]
+        if args.from_average:
+            model.load_state_dict(ema)
+        else:
+            adam.load_state_dict(state["adam"])
+            for tower in muon:
+                muon[tower].state = state["muon"][tower]
 
     import multiprocessing
     level = multiprocessing.Value("d", 0.0)
@@ -1125,11 +1185,19 @@ def train(args):
         Batches(f"{args.seed}-{start_step}", out, level, args.batch, banned, args.state.with_name("scenes.bin")),
         batch_size=None, num_workers=1, prefetch_factor=6))
     tokens = model.vision_model.count
+    enc = Encoder(load_tokenizer(out))
+    words = word_table(enc, cfg["text_config"]["vocab_size"])
+    crossing = [model.language_model.model.layers[i].cross_attn for i in cfg["text_config"]["cross_attention_layers"]]
 
-    def loss_of(batch, aux_weight):
-        ratio_id, pixels, patches, counts, ids, pos, seg, target, weight = batch
+    def loss_of(batch, aux_weight, look):
+        ratio_id, pixels, patches, counts, ids, pos, seg, target, weight, scenes = batch
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            vision, raw = model.encode(normalise(pixels), ratio_id)
+            if look:
+                raw = model.vision_model(normalise(pixels), ratio_id)
+                pool.append((ratio_id, raw.detach(), patches, counts, scenes))
+            else:
+                raw = pixels
+            vision = model.multi_modal_projector(raw)
             t = ids.shape[1]
             open_ = (seg[:, None] == 0) | (seg[:, None] == seg[:, :, None])
             open_ &= torch.ones(t, t, dtype=torch.bool).tril()
@@ -1140,7 +1208,10 @@ def train(args):
             x = model.hidden(ids, pos, mask, keep, vision)
             chosen = (target != IGNORE).nonzero(as_tuple=True)
             logits = model.language_model.lm_head(x[chosen]).float()
-            aux, report = heads(raw, patches, counts, tokens)
+            aux, report = heads(raw, patches, counts, tokens) if look else (0.0, {})
+            asked_words = words[ids] * ((target == IGNORE) & (seg > 0))
+            point = pointing_loss(crossing, asked_words, seg, target, patches, tokens)
+        report["point"] = point.detach()
         goal, w = target[chosen], weight[chosen]
         each = F.cross_entropy(logits, goal, reduction="none")
         loss = (each * w).sum() / w.sum()
@@ -1151,10 +1222,11 @@ def train(args):
         wrong.index_put_((chosen[0], seg[chosen]), (logits.argmax(-1) != goal).float(), accumulate=True)
         asked = torch.zeros_like(wrong).index_put_((chosen[0], seg[chosen]), torch.ones(len(goal)))
         report["exact"] = ((wrong == 0) & (asked > 0)).sum() / asked.sum()
-        return loss + aux_weight * aux, report
+        return loss + 0.3 * point + aux_weight * aux, report
 
-    model.prefix_image = len(Encoder(load_tokenizer(out)).prefix) - 1
+    model.prefix_image = len(enc.prefix) - 1
     began, step = time.time() - spent, start_step
+    pool, rng = deque(maxlen=100), random.Random(f"pool-{args.seed}")
     saved, shown, sums, seen = time.time(), time.time(), defaultdict(float), 0
     while True:
         spent = time.time() - began
@@ -1166,15 +1238,24 @@ def train(args):
         for group in adam.param_groups:
             group["lr"] = args.adam_lr * rate * group["scale"]
         # The helper tasks lead at first and step back as the answers take over.
-        loss, report = loss_of(next(data), 0.2 * (1 - progress) + 0.02)
+        look = step % args.vision_every == 0 or len(pool) < args.vision_every
+        if look:
+            batch = next(data)
+        else:       # new questions about pictures that were encoded a moment ago
+            *entry, scenes = rng.choice(pool)
+            batch = (*entry, *(torch.tensor(c) for c in zip(*(pack(s, rng, enc) for s in scenes))), scenes)
+        loss, report = loss_of(batch, 0.2 * (1 - progress) + 0.02, look)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(rest, 1.0)
-        muon.step(args.muon_lr * rate)
+        if look:
+            muon["vision"].step(args.muon_lr * args.vision_scale * rate)
+        muon["text"].step(args.muon_lr * rate)
         adam.step()
         model.vision_model.clear_unused()
         for p in model.parameters():
             p.grad = None
-        heads.zero_grad()
+        for p in heads.parameters():
+            p.grad = None
         step += 1
         keep = min(0.998, (step + 1) / (step + 20))
         torch._foreach_lerp_(list(ema.values()), [p.detach() for _, p in named], 1 - keep)
@@ -1184,7 +1265,7 @@ def train(args):
         seen += 1
         if time.time() - shown > args.log_every:
             text = " ".join(f"{k} {sums[k] / sums['#' + k]:.3f}" for k in sums
-                            if k in ("lm", "hit", "exact", "what", "digit", "size", "count", "place", "left_shape"))
+                            if k in ("lm", "hit", "exact", "what", "digit", "size", "count", "place", "left_shape", "point"))
             log(f"step {step} progress {progress:.3f} level {level.value:.2f} "
                 f"{(time.time() - shown) / seen * 1000:.0f} ms/step  {text}")
             shown, sums, seen = time.time(), defaultdict(float), 0
@@ -1198,7 +1279,7 @@ def train(args):
 def save_state(args, model, heads, adam, muon, ema, step, spent):
     part = args.state.with_suffix(".part")
     torch.save({"model": model.state_dict(), "heads": heads.state_dict(), "adam": adam.state_dict(),
-                "muon": muon.state, "ema": ema, "step": step, "spent": spent}, part)
+                "muon": {t: m.state for t, m in muon.items()}, "ema": ema, "step": step, "spent": spent}, part)
     os.replace(part, args.state)
     export(ema, args.model)
     log(f"saved at step {step}")
@@ -1277,19 +1358,19 @@ def answer(model, tok, rows, blank=False, limit=64):
             part = group[at:at + 32]
             pixels = normalise(torch.from_numpy(np.stack([t for _, t, _ in part])))
             vision, _ = model.encode(pixels, RATIOS.index(list(grid)) + 1)
-            ids, done = [list(p) for *_, p in part], [False] * len(part)
-            lengths = [len(p) for p in ids]
+            ids = [list(p) for *_, p in part]
+            lengths, active = [len(p) for p in ids], list(range(len(ids)))
             for _ in range(limit):
-                width = max(map(len, ids))
-                batch = torch.tensor([p + [0] * (width - len(p)) for p in ids])
-                logits = model.logits(batch, vision)
-                for k, p in enumerate(ids):
-                    if not done[k]:
-                        token = int(logits[k, len(p) - 1].argmax())
-                        done[k] = token in eos
-                        if not done[k]:
-                            p.append(token)
-                if all(done):
+                width = max(len(ids[k]) for k in active)
+                batch = torch.tensor([ids[k] + [0] * (width - len(ids[k])) for k in active])
+                logits = model.logits(batch, vision[active])
+                for row, k in zip(logits, list(active)):
+                    token = int(row[len(ids[k]) - 1].argmax())
+                    if token in eos:
+                        active.remove(k)
+                    else:
+                        ids[k].append(token)
+                if not active:
                     break
             for (i, *_), p, n in zip(part, ids, lengths):
                 texts[i] = tok.decode(p[n:], skip_special_tokens=False)
@@ -1419,14 +1500,18 @@ def main():
     p.add_argument("--model", type=Path, default=HERE, help="folder of the checkpoint")
     p.add_argument("--state", type=Path, default=HERE / "state" / "state.pt", help="training state, for --resume")
     p.add_argument("--eval-file", type=Path, default=HERE / "eval.jsonl")
-    p.add_argument("--eval-rows", type=int, default=36, help="rows per question kind")
+    p.add_argument("--eval-rows", type=int, default=32, help="rows per question kind")
     p.add_argument("--minutes", type=float, default=70, help="length of the training run")
     p.add_argument("--steps", type=int, default=0, help="length in steps instead, for a repeatable schedule")
     p.add_argument("--stop-after", type=int, default=0)
     p.add_argument("--resume", action="store_true")
     p.add_argument("--batch", type=int, default=16, help="images per step")
-    p.add_argument("--muon-lr", type=float, default=0.01)
-    p.add_argument("--adam-lr", type=float, default=0.003)
+    p.add_argument("--from-average", action="store_true", help="with --resume: go on from the averaged weights")
+    p.add_argument("--vision-every", type=int, default=1, help="new pictures, and training of the vision tower, on every n-th step only; the others\n"
+                   "ask new questions about pictures that are encoded already")
+    p.add_argument("--vision-scale", type=float, default=1.0, help="factor on the vision tower's learning rate")
+    p.add_argument("--muon-lr", type=float, default=0.004)
+    p.add_argument("--adam-lr", type=float, default=0.001)
     p.add_argument("--curriculum", type=float, default=0.12, help="share of the run until scenes are at full difficulty")
     p.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
     p.add_argument("--threads", type=int, default=1)

@@ -73,7 +73,7 @@ fn a_folder_without_a_model_or_with_another_one_exits_with_4() {
     let run = |model: &str| scratch.vgen_local(&["--model", model, "--input", "data/rows.jsonl"]);
     run("empty").exits(4).says("error: ");
     scratch.file("other/config.json", "{\"model_type\": \"llava\", \"architectures\": [\"Llava\"]}");
-    run("other").exits(4).says("llava");
+    run("other").exits(4).says("Llava");
     run("nobody/nothing-at-all").exits(4).says("hint: ");
 }
 

@@ -169,7 +169,7 @@ fn reference(image: &CaseImage) -> ImageRef {
 }
 
 /// The pixels of an image as the reference decoded them: recorded for JPEG, whose decoders differ.
-fn reference_pixels(image: &CaseImage, recorded: Option<(Vec<usize>, Vec<u8>)>) -> RgbImage {
+pub(crate) fn reference_pixels(image: &CaseImage, recorded: Option<(Vec<usize>, Vec<u8>)>) -> RgbImage {
     let pixels =
         decode(&read(&goldens().join("images").join(&image.file)), &image.file, &ImageLimits::default()).unwrap();
     assert_eq!(pixels.dimensions(), image.size_wh, "{}", image.file);

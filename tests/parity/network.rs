@@ -1,12 +1,14 @@
 //! The network: every stage that a golden holds, for all three references; single rows and ragged batches.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
 use vgen_core::{PixelTiles, image_spans};
 use vgen_mllama::{Checkpoint, CrossKv, LoadOptions, Model, Reference, SelfKv, Sequence, Tensor};
 
-use crate::fixtures::{Golden, batches, cases, checkpoint_names, checkpoints};
+use crate::fixtures::{Case, CaseImage, Golden, batches, cases, checkpoint_names, checkpoints, preprocessor};
+use crate::inputs::reference_pixels;
 
 /// Largest error that counts as equal, relative to the largest value of the tensor.
 const TOLERANCE: f32 = 1e-4;
@@ -29,30 +31,29 @@ fn assert_close(what: &str, found: &[f32], expected: &[f32]) {
     assert!(error <= TOLERANCE * scale, "{what}: off by {error}, the largest value is {scale}");
 }
 
-/// The images of a row, from recorded pixel values `[rows, images, tiles, 3, side, side]`, so that the network is
-/// tested apart from image decoding.
-fn images(golden: &Golden, row: usize, model: &Model) -> Vec<PixelTiles> {
-    let Some((shape, pixels)) = golden.f32("pixel_values") else { return Vec::new() };
-    let (_, ids) = golden.i64("aspect_ratio_ids").unwrap();
+/// The images of a case: from recorded pixels where decoders differ, so that the network is tested apart from them.
+fn images(case: &Case) -> Vec<PixelTiles> {
+    let preprocessor = preprocessor("tiny");
+    let golden = Golden::of("tiny", &case.name);
+    let tiles = |(index, image): (usize, &CaseImage)| {
+        let recorded = golden.as_ref().and_then(|golden| golden.u8(&format!("decoded_u8.{index}")));
+        preprocessor.image_processor().process(&reference_pixels(image, recorded), &image.file).unwrap()
+    };
+    case.images.iter().enumerate().map(tiles).collect()
+}
+
+/// What transformers puts in the place of an image that a row of a batch doesn't have.
+fn padding_image(model: &Model) -> PixelTiles {
     let vision = model.config().vision.as_ref().unwrap();
-    let (count, per_image) = (shape[1], shape[2..].iter().product::<usize>());
-    (row * count..(row + 1) * count)
-        .map(|image| {
-            let aspect_ratio_id = usize::try_from(ids[image]).unwrap();
-            let ratio = aspect_ratio_id.checked_sub(1).map(|i| vision.supported_aspect_ratios[i]);
-            let [tiles_high, tiles_wide] = ratio.unwrap_or([1, 1]);
-            let live = tiles_high * tiles_wide * per_image / vision.max_num_tiles;
-            let values = pixels[image * per_image..][..live].to_vec();
-            PixelTiles {
-                tile_size: vision.image_size,
-                tiles_high,
-                tiles_wide,
-                aspect_ratio_id,
-                values,
-                digest: [0; 32],
-            }
-        })
-        .collect()
+    let values = vec![0.0; vision.num_channels * vision.image_size * vision.image_size];
+    PixelTiles {
+        tile_size: vision.image_size,
+        tiles_high: 1,
+        tiles_wide: 1,
+        aspect_ratio_id: 0,
+        values,
+        digest: [0; 32],
+    }
 }
 
 /// A row on its way through the model.
@@ -65,7 +66,7 @@ struct Row {
 
 impl Row {
     fn new(model: &Model, ids: Vec<u32>, images: &[PixelTiles]) -> Self {
-        let images = model.encode(&images.iter().collect::<Vec<_>>()).unwrap_or_default();
+        let images = model.encode(&images.iter().collect::<Vec<_>>()).unwrap();
         Self {
             spans: image_spans(&ids, model.config().image_token.unwrap()),
             kv: model.self_kv(ids.len() + 40).unwrap(),
@@ -116,55 +117,66 @@ fn generate(model: &Model, rows: &mut [Row], steps: usize, mut look: impl FnMut(
     tokens
 }
 
-/// Cases that a checkpoint has goldens of; the pixel values are those of `tiny`, which are the same for all.
-fn recorded(checkpoint: &str) -> Vec<(String, Vec<u32>, Golden)> {
-    let of_case = |case: crate::fixtures::Case| {
-        let golden = Golden::of(checkpoint, &case.name)?;
-        Some((case.name, case.input_ids.unwrap(), golden))
-    };
-    let found: Vec<_> = cases().into_iter().filter_map(of_case).collect();
+/// Cases that a checkpoint has goldens of.
+fn recorded(checkpoint: &str) -> Vec<(Case, Vec<PixelTiles>, Golden)> {
+    let found: Vec<_> = cases()
+        .into_iter()
+        .filter_map(|case| {
+            let golden = Golden::of(checkpoint, &case.name)?;
+            let images = images(&case);
+            Some((case, images, golden))
+        })
+        .collect();
     assert!(!found.is_empty(), "no golden of {checkpoint}");
     found
 }
 
+fn recorded_case(name: &str) -> (Vec<u32>, Vec<PixelTiles>, Golden) {
+    let mut cases = recorded("tiny").into_iter();
+    let (case, images, golden) = cases.find(|(case, ..)| case.name == name).unwrap();
+    (case.input_ids.unwrap(), images, golden)
+}
+
 #[test]
 fn vision_stages() {
+    let mut compared = BTreeSet::new();
     for checkpoint in checkpoint_names() {
         for reference in [Reference::Hf4, Reference::Hf5] {
             let model = load(&checkpoint, reference);
-            for (name, _, golden) in recorded(&checkpoint) {
-                let pixels = Golden::of("tiny", &name);
-                let images = pixels.map(|pixels| images(&pixels, 0, &model)).unwrap_or_default();
-                let mut outputs: (Vec<Tensor>, Vec<Tensor>) = Default::default();
+            for (Case { name, .. }, images, golden) in recorded(&checkpoint) {
+                // By stage: of all images at once, or one by one.
+                let mut stages: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
                 let mut observe = |stage: &str, tensor: &Tensor| {
-                    let what = format!("{checkpoint} {reference} {name} {stage}");
-                    match stage {
+                    let of_stage = stages.entry(stage.to_owned()).or_default();
+                    let tensor = match stage {
                         "output" | "projected" => {
-                            let list = if stage == "output" { &mut outputs.0 } else { &mut outputs.1 };
-                            let id = images[list.len()].aspect_ratio_id;
-                            list.push(model.vision().unwrap().full_output(tensor, id).unwrap());
+                            let id = images[of_stage.len()].aspect_ratio_id;
+                            model.vision().unwrap().full_output(tensor, id).unwrap()
                         }
-                        // Recorded with hf4; up to the end of the tower hf5 is the same.
-                        _ => {
-                            if let Some((_, expected)) = golden.f32(&format!("vision.{stage}")) {
-                                assert_close(&what, &values(tensor), &expected);
-                            }
-                        }
-                    }
+                        // Recorded with the channels before the patches.
+                        "patch_conv" => tensor.transpose(1, 2).unwrap().contiguous().unwrap(),
+                        _ => tensor.clone(),
+                    };
+                    of_stage.push(tensor);
                 };
                 if images.is_empty() {
                     continue;
                 }
                 model.encode_observed(&images.iter().collect::<Vec<_>>(), Some(&mut observe)).unwrap();
-                for (stage, found) in [("output", outputs.0), ("projected", outputs.1)] {
-                    if let Some((_, expected)) = golden.f32(&format!("vision.{stage}.{reference}")) {
-                        let found = values(&Tensor::stack(&found, 0).unwrap());
+                for (stage, found) in stages {
+                    // What has no reference in its name was recorded with hf4; up to the end of the tower hf5 is the
+                    // same.
+                    let keys = [format!("vision.{stage}.{reference}"), format!("vision.{stage}")];
+                    if let Some((_, expected)) = keys.iter().find_map(|key| golden.f32(key)) {
+                        let found: Vec<f32> = found.iter().flat_map(values).collect();
                         assert_close(&format!("{checkpoint} {reference} {name} {stage}"), &found, &expected);
+                        compared.insert(stage);
                     }
                 }
             }
         }
     }
+    assert!(compared.len() >= 2, "{compared:?}");
 }
 
 #[test]
@@ -172,11 +184,9 @@ fn text_layers_logits_and_greedy_tokens() {
     for checkpoint in checkpoint_names() {
         for reference in Reference::ALL {
             let model = load(&checkpoint, reference);
-            for (name, ids, golden) in recorded(&checkpoint) {
-                let what = |stage: &str| format!("{checkpoint} {reference} {name} {stage}");
-                let pixels = Golden::of("tiny", &name);
-                let images = pixels.map(|pixels| images(&pixels, 0, &model)).unwrap_or_default();
-
+            for (case, images, golden) in recorded(&checkpoint) {
+                let what = |stage: &str| format!("{checkpoint} {reference} {} {stage}", case.name);
+                let ids = case.input_ids.clone().unwrap();
                 let mut row = Row::new(&model, ids.clone(), &images);
                 let mut observe = |stage: &str, tensor: &Tensor| {
                     for key in [format!("text.{stage}.{reference}"), format!("text.{stage}")] {
@@ -222,6 +232,7 @@ fn ragged_batches() {
             let (shape, ids) = golden.i64("input_ids").unwrap();
             let (_, mask) = golden.i64("attention_mask").unwrap();
             let width = shape[1];
+            let most_images = batch.rows.iter().map(|row| row.images.len()).max().unwrap();
             for reference in Reference::ALL {
                 let model = load(&checkpoint, reference);
                 let vocabulary = model.config().text.vocab_size;
@@ -229,9 +240,9 @@ fn ragged_batches() {
                     .map(|r| {
                         let real = |i: &usize| mask[r * width + i] == 1;
                         let id = |i: usize| u32::try_from(ids[r * width + i]).unwrap();
-                        let mut images = images(&golden, r, &model);
-                        if reference == Reference::Meta {
-                            images.retain(|image| image.aspect_ratio_id != 0);
+                        let mut images = images(&batch.rows[r]);
+                        if reference != Reference::Meta {
+                            images.resize_with(most_images, || padding_image(&model));
                         }
                         Row::new(&model, (0..width).filter(real).map(id).collect(), &images)
                     })
@@ -273,9 +284,8 @@ fn ragged_batches() {
 #[test]
 fn images_are_projected_once() {
     let model = load("tiny-hublike", Reference::Meta);
-    let (_, ids, _) = recorded("tiny").into_iter().find(|(name, ..)| name == "two_images").unwrap();
-    let golden = Golden::of("tiny", "two_images").unwrap();
-    let mut rows = [Row::new(&model, ids, &images(&golden, 0, &model))];
+    let (ids, images, _) = recorded_case("two_images");
+    let mut rows = [Row::new(&model, ids, &images)];
     let before = (model.counters().images_encoded(), model.counters().image_projections());
     assert_eq!(before, (2, 2));
     generate(&model, &mut rows, 32, |_, _| {});
@@ -286,10 +296,10 @@ fn images_are_projected_once() {
 #[test]
 fn chunked_prefill() {
     let model = load("tiny", Reference::Meta);
-    let (_, ids, golden) = recorded("tiny").into_iter().find(|(name, ..)| name == "three_mixed").unwrap();
+    let (ids, images, golden) = recorded_case("three_mixed");
     let (_, expected) = golden.f32("logits.meta").unwrap();
     for chunk in [1, 2, 3, 7] {
-        let mut row = Row::new(&model, ids.clone(), &images(&golden, 0, &model));
+        let mut row = Row::new(&model, ids.clone(), &images);
         let mut logits = Vec::new();
         for start in (0..ids.len()).step_by(chunk) {
             let part = start..ids.len().min(start + chunk);

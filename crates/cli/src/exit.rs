@@ -25,7 +25,8 @@ pub fn of_fault(fault: &Fault) -> u8 {
         return DONE;
     }
     match fault.code.split('.').next().unwrap_or_default() {
-        "usage" | "config" | "task" | "template" | "sampling" | "output" | "row" | "image" | "constraint" => USAGE,
+        "usage" | "config" | "task" | "template" | "sampling" | "constraint" | "device" | "output" | "row"
+        | "image" | "prompt" => USAGE,
         "input" => INPUT,
         "model" | "hub" | "checkpoint" | "tokenizer" | "chat" | "processor" | "weights" => MODEL,
         "plan" | "memory" => PLAN,

@@ -1,7 +1,7 @@
 //! The command lines `vgen` and `vgen-local`: arguments, config file, messages, exit codes. Decides nothing else.
 //!
-//! What was typed ([`args`]) and what the config file says become [`settings`], each with its origin; [`resolve`]
-//! makes the typed configuration of them; [`commands`] run it.
+//! What was typed (`args`) and what the config file says become `settings`, each with its origin; `resolve`
+//! makes the typed configuration of them; `commands` run it.
 
 mod args;
 mod backend;

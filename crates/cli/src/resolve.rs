@@ -64,7 +64,7 @@ fn task(settings: &Settings, backend: &BackendTable) -> Result<TaskConfig, Fault
         TaskConfig::from_map(&one).map_err(|error| {
             let fault = Fault::from(error);
             let message = format!("{}: {}", place_of(&setting.origin, "task"), fault.message);
-            Fault { message: message.into(), ..fault }
+            Fault { message, ..fault }
         })?;
         table.extend(one);
     }

@@ -1,6 +1,7 @@
 //! [`Generation`]: one answer, with how it ended and what it took.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -80,6 +81,12 @@ pub struct Generation {
     /// Ids of the answer's tokens (local backend only).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Vec<u32>>,
+    /// The tools that the model called, in the form of OpenAI's chat protocol, if tools were given (remote only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<Value>,
+    /// What the model thought before it answered, if the server sends that apart and it was asked for (remote only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<String>,
     /// Where the time went.
     pub timings: Timings,
 }

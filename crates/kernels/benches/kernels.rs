@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
-use vgen_kernels::attention::{Heads, vision_attention};
+use vgen_kernels::attention::{Heads, Inside, vision_attention};
 use vgen_kernels::quant::BlockFormat;
 use vgen_kernels::{Format, PackedLinear, threads};
 
@@ -78,7 +78,9 @@ fn spin() {
         rayon::scope(|s| {
             for _ in 0..threads::limit() {
                 // SAFETY: AVX-512F was detected above.
-                s.spawn(|_| drop(std::hint::black_box(unsafe { one() })));
+                s.spawn(|_| {
+                    std::hint::black_box(unsafe { one() });
+                });
             }
         });
     }
@@ -151,8 +153,8 @@ fn linear(limits: &Limits, format: Format, m: usize, n: usize, k: usize, candle:
 }
 
 /// Attention of one image, against candle's products and softmax on whole score matrices.
-fn vision(tokens: usize, heads: usize, d: usize) {
-    let shape = Heads::full(heads, d);
+fn vision(tokens: usize, heads: usize, d: usize, inside: Inside) {
+    let shape = Heads::full(heads, d).inside(inside);
     let len = tokens * heads * d;
     let (q, k, v) = (noise(len, 1), noise(len, 2), noise(len, 3));
     let tensor = |x: &[f32]| {
@@ -173,7 +175,7 @@ fn vision(tokens: usize, heads: usize, d: usize) {
     let times = contest(5, &mut [&mut ours, &mut spin, &mut theirs]);
     let flops = 4.0 * (tokens * tokens * heads * d) as f64;
     println!(
-        "attention vision {tokens} x {heads} x {d}: {:.1} ms, {:.1} GFLOP/s = {:.0} % of f32 peak then; candle unfused f32 {:.1} ms: {:.2}x",
+        "attention vision {inside:?} {tokens} x {heads} x {d}: {:.1} ms, {:.1} GFLOP/s = {:.0} % of f32 peak then; candle unfused f32 {:.1} ms: {:.2}x",
         times[0].0 * 1e3,
         flops / times[0].0 / 1e9,
         100.0 * flops / times[0].0 / 1e9 / peak(times[1].0),
@@ -183,13 +185,15 @@ fn vision(tokens: usize, heads: usize, d: usize) {
 }
 
 fn main() {
-    let filter = std::env::args().skip(1).next().filter(|a| !a.starts_with("--")).unwrap_or_default();
+    let filter = std::env::args().nth(1).filter(|a| !a.starts_with("--")).unwrap_or_default();
     let wanted = |part: &str| part.contains(&filter);
     let limits = Limits { gflops: peak(contest(5, &mut [&mut spin])[0].1), gbs: read_bandwidth() };
     println!("{} threads, f32 peak {:.0} GFLOP/s, reading {:.1} GB/s", threads::limit(), limits.gflops, limits.gbs);
     if wanted("attention") {
-        vision(1608, 16, 80);
-        vision(3202, 16, 80);
+        for inside in [Inside::F32, Inside::Bf16] {
+            vision(1608, 16, 80, inside);
+            vision(3202, 16, 80, inside);
+        }
     }
     let rows: Option<usize> = std::env::args().skip_while(|a| a != "--rows").nth(1).and_then(|rows| rows.parse().ok());
     let blocks = [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4K].map(Format::Block);

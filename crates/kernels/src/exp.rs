@@ -7,7 +7,7 @@
 //!
 //! `exp(x) = 2^(x·log2(e))` in two parts, at most 2 units in the last place.
 
-use crate::multiversion::{by_level, mul_add};
+use crate::multiversion::mul_add;
 
 /// log2(e), to bring arguments of exp to those of exp2.
 pub(crate) const LOG2_E: f32 = std::f32::consts::LOG2_E;
@@ -70,22 +70,19 @@ fn poly_e<const FUSED: bool>(r: f32) -> f32 {
     mul_add::<FUSED>(p, r, 1.0)
 }
 
-by_level! {
-    /// e^x of every element.
-    pub(crate) fn exp_all(values: &mut [f32]) = exp_all_body
-}
-
-#[inline(always)]
-fn exp_all_body<const FUSED: bool>(values: &mut [f32]) {
-    for value in values {
-        *value = exp::<FUSED>(*value);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cpu::Level;
+    use crate::multiversion::by_level;
+
+    by_level! { fn exp_all(values: &mut [f32]) = exp_all_body }
+    #[inline(always)]
+    fn exp_all_body<const FUSED: bool>(values: &mut [f32]) {
+        for value in values {
+            *value = exp::<FUSED>(*value);
+        }
+    }
 
     by_level! { fn exp2_all(values: &mut [f32]) = exp2_all_body }
     #[inline(always)]

@@ -10,6 +10,7 @@
 //!   quantised weights are bit-equal across levels too.
 //! * **One thread pool**: rayon's global one, within the limit set in [`threads`]. Small work stays on the caller.
 
+pub mod activation;
 mod aligned;
 pub mod attention;
 pub mod cpu;
@@ -20,11 +21,16 @@ mod linear_bf16;
 mod linear_f32;
 mod linear_quant;
 mod multiversion;
+pub mod norm;
 mod product;
 pub mod quant;
+pub mod rope;
+pub mod tensor;
 pub mod threads;
+mod top_k;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use error::{Error, Result};
 pub use linear::{Element, Epilogue, Format, PackedLinear};
+pub use top_k::top_k;

@@ -1,7 +1,6 @@
 //! [`PackedLinear`]: a weight matrix in the layout that its product wants.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
-
+use crate::activation::gelu_all;
 use crate::cpu::Level;
 use crate::error::{Error, Result, check_len};
 use crate::linear_bf16::Bf16;
@@ -54,6 +53,8 @@ pub enum Epilogue<'a> {
     None,
     /// Adds a vector of `n_out` values to every row.
     Bias(&'a [f32]),
+    /// Adds a vector of `n_out` values to every row, then takes gelu with the error function.
+    BiasGelu(&'a [f32]),
 }
 
 enum Weights {
@@ -202,11 +203,19 @@ impl PackedLinear {
     pub fn forward_with(&self, x: &[f32], m: usize, out: &mut [f32], epilogue: Epilogue<'_>) -> Result<()> {
         check_len("x", x.len(), m * self.k_in)?;
         check_len("out", out.len(), m * self.n_out)?;
+        if let Epilogue::Bias(bias) | Epilogue::BiasGelu(bias) = epilogue {
+            check_len("bias", bias.len(), self.n_out)?;
+        }
+        let level = Level::current();
         match epilogue {
             Epilogue::None => self.product(x, m, out, None),
-            Epilogue::Bias(bias) => {
-                check_len("bias", bias.len(), self.n_out)?;
-                self.product(x, m, out, Some(&|_, col, values| add(values, &bias[col..])));
+            Epilogue::Bias(bias) => self.product(x, m, out, Some(&|col, values| add(values, &bias[col..]))),
+            Epilogue::BiasGelu(bias) => {
+                let finish = |col: usize, values: &mut [f32]| {
+                    add(values, &bias[col..]);
+                    gelu_all(level, values);
+                };
+                self.product(x, m, out, Some(&finish));
             }
         }
         Ok(())
@@ -219,58 +228,12 @@ impl PackedLinear {
             Weights::Quant(weights) => product::run(weights, x, m, out, finish),
         }
     }
-
-    /// `x · weightᵀ` for a contiguous f32 tensor in CPU memory of shape `[..., k_in]`; the result is `[..., n_out]`.
-    ///
-    /// # Errors
-    /// If the tensor is of another type, device or last size, or not contiguous.
-    pub fn forward_tensor(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        x.apply_op1_no_bwd(&LinearOp { linear: self, epilogue: Epilogue::None })
-    }
-
-    /// As [`Self::forward_tensor`], with an epilogue.
-    ///
-    /// # Errors
-    /// As there, and if the epilogue's vector has another length than `n_out`.
-    pub fn forward_tensor_with(&self, x: &Tensor, epilogue: Epilogue<'_>) -> candle_core::Result<Tensor> {
-        x.apply_op1_no_bwd(&LinearOp { linear: self, epilogue })
-    }
 }
 
 /// Adds `b` to `a`, element by element, as far as `a` goes.
 fn add(a: &mut [f32], b: &[f32]) {
     for (a, b) in a.iter_mut().zip(b) {
         *a += b;
-    }
-}
-
-struct LinearOp<'a> {
-    linear: &'a PackedLinear,
-    epilogue: Epilogue<'a>,
-}
-
-impl CustomOp1 for LinearOp<'_> {
-    fn name(&self) -> &'static str {
-        "packed-linear"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            return Err(candle_core::Error::RequiresContiguous { op: self.name() }.bt());
-        };
-        let x = &storage.as_slice::<f32>()?[start..end];
-        let mut dims = layout.dims().to_vec();
-        let Some(last) = dims.last_mut() else {
-            return Err(Error::Size { what: "rank of x", got: 0, rule: "at least 1" }.into());
-        };
-        if *last != self.linear.k_in {
-            return Err(Error::Length { what: "a row of x", got: *last, want: self.linear.k_in }.into());
-        }
-        *last = self.linear.n_out;
-        let m = x.len() / self.linear.k_in;
-        let mut out = vec![0.0; m * self.linear.n_out];
-        self.linear.forward_with(x, m, &mut out, self.epilogue)?;
-        Ok((CpuStorage::F32(out), Shape::from(dims)))
     }
 }
 

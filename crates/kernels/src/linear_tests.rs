@@ -252,6 +252,10 @@ fn bias_is_added_once_per_element() {
     for (i, (with, without)) in out.iter().zip(&plain).enumerate() {
         assert_eq!(*with, without + bias[i % n], "element {i}");
     }
+    let mut want = out.clone();
+    crate::activation::gelu_erf(&mut want);
+    linear.forward_with(&x, m, &mut out, Epilogue::BiasGelu(&bias)).unwrap();
+    assert_eq!(bits(&out), bits(&want));
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //!
 //! Shapes: queries `[queries, heads, d]`, keys and values `[keys, kv_heads, d]`, results like the queries.
 
-use std::sync::RwLockReadGuard;
+use std::ops::Deref;
 
 use candle_core::{CpuStorage, DType, Layout, Storage, Tensor};
 use vgen_kernels::attention::{CausalSequence, CrossSpan, Heads, ImageKeys};
@@ -161,14 +161,14 @@ fn attend(
 }
 
 /// A contiguous f32 tensor on the CPU, held for reading.
-struct Held<'a>(RwLockReadGuard<'a, Storage>, &'a Layout);
+struct Held<'a, S>(S, &'a Layout);
 
-impl<'a> Held<'a> {
-    fn new(tensor: &'a Tensor) -> Self {
-        let (storage, layout) = tensor.storage_and_layout();
-        Self(storage, layout)
-    }
+fn hold(tensor: &Tensor) -> Held<'_, impl Deref<Target = Storage>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    Held(storage, layout)
+}
 
+impl<S: Deref<Target = Storage>> Held<'_, S> {
     fn values(&self) -> Result<&[f32]> {
         match (&*self.0, self.1.contiguous_offsets()) {
             (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => Ok(&values[start..end]),
@@ -185,7 +185,7 @@ fn heads(q: &Tensor, kv_heads: usize) -> Result<Heads> {
 fn vision_by_kernel(q: &Tensor, k: &Tensor, v: &Tensor, images: &[ImageTokens]) -> Result<Tensor> {
     let heads = heads(q, k.dim(1)?)?;
     let row = heads.query * heads.dim;
-    let (held_q, held_k, held_v) = (Held::new(q), Held::new(k), Held::new(v));
+    let (held_q, held_k, held_v) = (hold(q), hold(k), hold(v));
     let (q_values, k_values, v_values) = (held_q.values()?, held_k.values()?, held_v.values()?);
     let mut out = vec![0.0; q_values.len()];
     for image in images {
@@ -200,8 +200,8 @@ fn vision_by_kernel(q: &Tensor, k: &Tensor, v: &Tensor, images: &[ImageTokens]) 
 fn causal_by_kernel(q: &Tensor, texts: &[TextTokens]) -> Result<Tensor> {
     let Some(first) = texts.first() else { return Ok(q.clone()) };
     let heads = heads(q, first.keys.dim(1)?)?;
-    let held_q = Held::new(q);
-    let held: Vec<_> = texts.iter().map(|text| (Held::new(&text.keys), Held::new(&text.values))).collect();
+    let held_q = hold(q);
+    let held: Vec<_> = texts.iter().map(|text| (hold(&text.keys), hold(&text.values))).collect();
     let mut q_start = 0;
     let mut sequences = Vec::with_capacity(texts.len());
     for (text, (k, v)) in texts.iter().zip(&held) {
@@ -218,11 +218,9 @@ fn causal_by_kernel(q: &Tensor, texts: &[TextTokens]) -> Result<Tensor> {
 fn cross_by_kernel(q: &Tensor, runs: &[SeenImages]) -> Result<Tensor> {
     let Some((keys, _)) = runs.iter().find_map(|run| run.images.first()) else { return Ok(q.zeros_like()?) };
     let heads = heads(q, keys.dim(1)?)?;
-    let held_q = Held::new(q);
-    let held: Vec<Vec<_>> = runs
-        .iter()
-        .map(|run| run.images.iter().map(|(k, v)| (Held::new(k), Held::new(v))).collect())
-        .collect();
+    let held_q = hold(q);
+    let held: Vec<Vec<_>> =
+        runs.iter().map(|run| run.images.iter().map(|(k, v)| (hold(k), hold(v))).collect()).collect();
     let images: Vec<Vec<_>> = held
         .iter()
         .map(|images| images.iter().map(|(k, v)| Ok(ImageKeys { k: k.values()?, v: v.values()? })).collect())

@@ -107,7 +107,9 @@ impl From<Error> for Fault {
             Error::Dtype { .. } => (FaultClass::Stop, "model.dtype", "convert the checkpoint to bf16"),
             Error::Image(_) => (FaultClass::Row, "model.image", "the image was prepared for another model"),
             Error::Sequence(_) => (FaultClass::Row, "model.sequence", "shorten the prompt"),
-            Error::Tensor(_) | Error::Kernel(_) => (FaultClass::Stop, "model.compute", "try a smaller batch or another device"),
+            Error::Tensor(_) | Error::Kernel(_) => {
+                (FaultClass::Stop, "model.compute", "try a smaller batch or another device")
+            }
         };
         Fault::new(class, code, message).with_hint(hint)
     }

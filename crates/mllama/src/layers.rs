@@ -110,7 +110,9 @@ impl Linear {
                 x.matmul(&weight.t()?)?.broadcast_add(&Tensor::new(bias.as_slice(), x.device())?)?
             }
             (Weight::Packed(packed), None) => packed.forward_tensor(x)?,
-            (Weight::Packed(packed), Some(Bias::Values(bias))) => packed.forward_tensor_with(x, Epilogue::Bias(bias))?,
+            (Weight::Packed(packed), Some(Bias::Values(bias))) => {
+                packed.forward_tensor_with(x, Epilogue::Bias(bias))?
+            }
             (Weight::Packed(packed), Some(Bias::Dense(bias))) => packed.forward_tensor(x)?.broadcast_add(bias)?,
         })
     }

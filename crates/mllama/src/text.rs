@@ -85,13 +85,10 @@ impl TextModel {
         progress: &dyn Fn(usize, usize),
     ) -> Result<Self> {
         let c = config;
-        let embedding =
-            loader.tensor("language_model.model.embed_tokens.weight", &[c.embedding_rows, c.hidden_size])?;
-        let lm_head = if c.tie_word_embeddings {
-            Linear::new(embedding.narrow(0, 0, c.vocab_size)?)
-        } else {
-            loader.linear("language_model.lm_head", c.vocab_size, c.hidden_size)?
-        };
+        let embedding = "language_model.model.embed_tokens";
+        let head = if c.tie_word_embeddings { embedding } else { "language_model.lm_head" };
+        let lm_head = loader.linear(head, c.vocab_size, c.hidden_size)?;
+        let embedding = loader.table(&format!("{embedding}.weight"), &[c.embedding_rows, c.hidden_size])?;
         let (mut selves, mut crosses) = (0, 0);
         let mut layers = Vec::with_capacity(c.num_hidden_layers);
         for i in 0..c.num_hidden_layers {

@@ -149,12 +149,18 @@ impl ImageLayout {
         bias
     }
 
+    /// For each tile of the reference the computed tile that stands for it.
+    fn tile_index(&self, max_tiles: usize) -> Vec<u32> {
+        let computed = |tile| if tile < self.live || self.slot_weight == 1 { tile } else { self.live };
+        (0..max_tiles).map(|tile| computed(tile) as u32).collect()
+    }
+
     /// For each token of the reference's full sequence (all tiles, each with its padding patches) the computed token
     /// that stands for it.
     fn full_index(&self, max_tiles: usize, stack: Stack, with_padding: bool) -> Vec<u32> {
         let mut index = Vec::new();
-        for tile in 0..max_tiles {
-            let slot = if tile < self.live || self.slot_weight == 1 { tile } else { self.live };
+        for slot in self.tile_index(max_tiles) {
+            let slot = slot as usize;
             index.extend((0..self.patches).map(|p| (slot * self.patches + p) as u32));
             if with_padding {
                 let pad = self.tile_tokens() + if stack == Stack::Local { 0 } else { slot };
@@ -266,14 +272,13 @@ impl VisionTower {
     pub(crate) fn forward(&self, images: &[&PixelTiles], mut observer: Option<Observer>) -> Result<Vec<Tensor>> {
         images.iter().try_for_each(|image| self.check(image))?;
         let layouts: Vec<_> = images.iter().map(|image| self.layout(image.aspect_ratio_id)).collect();
+        let mut x = self.embed(images, &layouts, observer.as_deref_mut().map(|o| o as Observer))?;
         let mut observe = |name: &str, x: &Tensor, stack: Stack| -> Result<()> {
             if let Some(observer) = observer.as_mut() {
                 observer(name, &self.full(x, &layouts, stack)?);
             }
             Ok(())
         };
-        let mut x = self.embed(images, &layouts)?;
-        observe("layernorm_pre", &x, Stack::Local)?;
 
         let attention = BatchedAttention::new(&layouts, Stack::Local, self.path);
         let mut intermediate = Vec::with_capacity(self.config.intermediate_layers.len());
@@ -325,12 +330,20 @@ impl VisionTower {
         if self.reference.unseeing_rows_attend() { layout.tile_tokens() } else { layout.live_tokens() }
     }
 
-    /// Patches to the input of the local layers, of all images one after the other.
-    fn embed(&self, images: &[&PixelTiles], layouts: &[ImageLayout]) -> Result<Tensor> {
+    /// Patches to the input of the local layers, of all images one after the other. Observed image by image, without
+    /// padding patches: `[max tiles, patches, hidden]`.
+    fn embed(&self, images: &[&PixelTiles], layouts: &[ImageLayout], mut observer: Option<Observer>) -> Result<Tensor> {
         let (h, patches) = (self.config.hidden_size, self.config.patches());
         let class = self.class_embedding.reshape((1, 1, h))?;
         let mut parts = Vec::with_capacity(images.len());
         for (image, layout) in images.iter().zip(layouts) {
+            let mut observe = |name: &str, x: &Tensor| -> Result<()> {
+                if let Some(observer) = observer.as_mut() {
+                    let tiles = Tensor::new(layout.tile_index(self.config.max_num_tiles), &self.device)?;
+                    observer(name, &x.index_select(&tiles, 0)?);
+                }
+                Ok(())
+            };
             let pixels = Tensor::from_vec(self.unfold(image), (layout.live * (patches - 1), ()), &self.device)?;
             let embedded = self.patch_embedding.forward(&pixels.to_dtype(self.dtype)?)?;
             let embedded = embedded.reshape((layout.live, patches - 1, h))?;
@@ -338,12 +351,16 @@ impl VisionTower {
             // Unused tiles have pixels of 0 and the convolution no bias.
             let blank = Tensor::zeros((layout.slots, patches - 1, h), self.dtype, &self.device)?;
             let x = Tensor::cat(&[&embedded, &blank], 0)?;
+            observe("patch_conv", &x)?;
             let x = x.broadcast_add(&self.pre_tile.rows(layout.aspect_ratio_id, &tiles)?)?;
+            observe("after_pre_tile", &x)?;
             let x = Tensor::cat(&[&class.broadcast_as((tiles.len(), 1, h))?, &x], 1)?;
             let x = x.broadcast_add(&self.positions)?;
             let x = (x + self.tile_positions.rows(layout.aspect_ratio_id, &tiles)?)?;
-            let x = self.layernorm_pre.forward(&x.reshape((layout.tile_tokens(), h))?)?;
-            parts.push(x);
+            observe("after_pos", &x)?;
+            let x = self.layernorm_pre.forward(&x)?;
+            observe("layernorm_pre", &x)?;
+            parts.push(x.reshape((layout.tile_tokens(), h))?);
             if layout.padding > 0 {
                 // The reference pads with zeros after the norm.
                 parts.push(Tensor::zeros((1, h), self.dtype, &self.device)?);

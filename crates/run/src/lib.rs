@@ -30,3 +30,8 @@ mod task;
 pub use pipeline::{Pipeline, RunError};
 pub use progress::{Observer, Progress, Summary};
 pub use task::Task;
+
+/// The examples of the README, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -84,8 +84,10 @@ impl LocalBackend {
         if let Some(threads) = options.threads {
             // An error means that the pool runs already: its size stands, the limit below still holds.
             let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build_global();
+            vgen_kernels::threads::set_limit(threads.max(1));
         }
-        let load = LoadOptions { device: device.clone(), dtype, reference: options.reference, portable: options.portable };
+        let load =
+            LoadOptions { device: device.clone(), dtype, reference: options.reference, portable: options.portable };
         let layers = |done, total| progress(LoadEvent::Layers { done, total });
         let model = Model::load(&checkpoint, &load, &layers)?;
         progress(LoadEvent::Ready {

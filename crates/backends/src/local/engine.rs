@@ -111,7 +111,7 @@ impl Engine {
             batch_size: options.batch_size.max(1),
             step_tokens: options.step_tokens.max(1),
             stats,
-            cache: ImageCache::new(options.image_cache_bytes),
+            cache: ImageCache::new(plan.image_cache),
             tools: Tools { vocabulary, candidates: Candidates::default(), logits: Vec::new() },
             waiting: VecDeque::new(),
             active: Vec::new(),
@@ -216,7 +216,10 @@ impl Engine {
         for job in joining {
             match self.activate(job) {
                 Ok(row) => self.active.push(row),
-                Err((job, fault)) => job.reply.done(Err(fault)),
+                Err(failed) => {
+                    let (job, fault) = *failed;
+                    job.reply.done(Err(fault));
+                }
             }
         }
         self.cache.trim();
@@ -274,7 +277,7 @@ impl Engine {
         add(&self.stats.encode, start.elapsed().as_nanos() as u64);
     }
 
-    fn activate(&mut self, job: Job) -> Result<ActiveRow, (Job, Fault)> {
+    fn activate(&mut self, job: Job) -> Result<ActiveRow, Box<(Job, Fault)>> {
         let mut images = Vec::with_capacity(job.prompt.images.len());
         for image in &job.prompt.images {
             match self.cache.get(&image.digest) {
@@ -282,7 +285,7 @@ impl Engine {
                 // It failed before, so this says why.
                 None => match self.model.encode(&[image]) {
                     Ok(mut kv) => images.extend(kv.pop().map(|kv| self.cache.insert(image.digest, kv))),
-                    Err(error) => return Err((job, error.into())),
+                    Err(error) => return Err(Box::new((job, error.into()))),
                 },
             }
         }
@@ -295,7 +298,7 @@ impl Engine {
         add(&self.stats.shared_prompt_tokens, shared as u64);
         match kv {
             Ok(kv) => Ok(ActiveRow::new(job, images, kv)),
-            Err(error) => Err((job, error.into())),
+            Err(error) => Err(Box::new((job, error.into()))),
         }
     }
 

@@ -51,7 +51,12 @@ impl MemoryPlan {
             vision_workspace: vision_tokens * per_vision_token as u64 * size,
             text_workspace: tokens * per_text_token as u64 * size
                 + (options.batch_size * text.vocab_size * size_of::<f32>()) as u64,
-            image_cache: if vision.is_some() { options.image_cache_bytes } else { 0 },
+            // Under a limit it must leave room for the rest.
+            image_cache: match (vision, options.memory) {
+                (None, _) => 0,
+                (Some(_), None) => options.image_cache_bytes,
+                (Some(_), Some(memory)) => options.image_cache_bytes.min(memory / 8),
+            },
             memory: options.memory,
         }
     }

@@ -180,6 +180,7 @@ impl ActiveRow {
                     first_token: self.first_token,
                     total: self.job.submitted.elapsed().as_secs_f64(),
                 },
+                ..Generation::default()
             }),
         };
         self.results[sample.index as usize] = Some(result);

@@ -10,6 +10,7 @@
 
 mod causal;
 mod cross;
+mod pack;
 pub(crate) mod tile;
 mod vision;
 
@@ -19,6 +20,17 @@ pub use vision::vision_attention;
 
 /// Keys in one block.
 pub(crate) const BLOCK: usize = 64;
+
+/// How precise the products inside attention are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Inside {
+    /// All in f32.
+    #[default]
+    F32,
+    /// Queries, keys, values and softmax weights rounded to bf16 where the CPU multiplies bf16 (elsewhere as
+    /// [`Inside::F32`]); scores, maxima and sums stay in f32.
+    Bf16,
+}
 
 /// Heads and what a head's scores are multiplied with.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,6 +43,8 @@ pub struct Heads {
     pub dim: usize,
     /// Factor of the scores, usually `dim^-0.5`.
     pub scale: f32,
+    /// Precision of the products.
+    pub inside: Inside,
 }
 
 impl Heads {
@@ -43,7 +57,18 @@ impl Heads {
     /// `kv` key heads for `query` query heads, scores times `dim^-0.5`.
     #[must_use]
     pub fn grouped(query: usize, kv: usize, dim: usize) -> Self {
-        Self { query, kv, dim, scale: (dim as f32).sqrt().recip() }
+        Self { query, kv, dim, scale: (dim as f32).sqrt().recip(), inside: Inside::F32 }
+    }
+
+    /// The same with another precision.
+    #[must_use]
+    pub fn inside(self, inside: Inside) -> Self {
+        Self { inside, ..self }
+    }
+
+    /// Whether products take bf16 pairs at this level.
+    fn by_pairs(&self, level: crate::cpu::Level) -> bool {
+        self.inside == Inside::Bf16 && level >= crate::cpu::Level::Avx512Bf16
     }
 
     fn check(&self) -> crate::Result<()> {

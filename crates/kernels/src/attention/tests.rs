@@ -159,6 +159,42 @@ impl Text {
     }
 }
 
+/// What bf16 inside may cost: q, k, v and the weights are each off by up to 2^-9 of themselves, at random.
+#[test]
+fn bf16_inside_is_close_to_f64() {
+    for (tokens, d) in [(70, 20), (257, 80), (130, 16), (65, 36), (64, 7)] {
+        let heads = Heads::full(2, d).inside(Inside::Bf16);
+        let row = heads.query_row();
+        let (q, k, v) = (loud(tokens * row, 1), loud(tokens * row, 2), noise(tokens * row, 3));
+        let pad: Vec<bool> = (0..tokens).map(|t| t % 9 == 4).collect();
+        let bias: Vec<f32> = pad.iter().map(|pad| if *pad { 28f32.ln() } else { 0.0 }).collect();
+        for level in Level::available() {
+            let mut out = vec![f32::NAN; q.len()];
+            vision_attention_at(level, &q, &k, &v, &heads, Some(&bias), Some(&pad), &mut out).unwrap();
+            let (mut square, mut worst) = (0.0f64, 0.0f64);
+            for i in 0..tokens {
+                for h in 0..2 {
+                    let at = i * row + h * d;
+                    let (want, _) = reference(&q[at..at + d], &k[h * d..], &v[h * d..], row, heads.scale, |j| {
+                        (!(pad[i] && pad[j])).then(|| f64::from(bias[j]))
+                    });
+                    for (got, want) in out[at..at + d].iter().zip(want) {
+                        let error = (f64::from(*got) - want).abs();
+                        square += error * error;
+                        worst = worst.max(error);
+                    }
+                }
+            }
+            let rms = (square / q.len() as f64).sqrt();
+            // A score's terms are up to 9 / sqrt(d) with independent errors: sqrt(d / 3) · 9 / sqrt(d) · 2^-9 / 2.
+            let score_error = 9.0 / 3f64.sqrt() / 1024.0;
+            assert!(rms < score_error && worst < 8.0 * score_error, "{level:?} {tokens}x{d}: rms {rms}, worst {worst}");
+            let by_pairs = level == Level::Avx512Bf16;
+            assert_eq!(worst > 1e-4, by_pairs, "{level:?}: bf16 is used where there is an instruction for it");
+        }
+    }
+}
+
 #[test]
 fn causal_is_close_to_f64_at_every_level() {
     for heads in [Heads::grouped(4, 2, 16), Heads::grouped(8, 2, 128), Heads::grouped(3, 1, 64)] {
@@ -189,7 +225,11 @@ fn causal_is_close_to_f64_at_every_level() {
 
 #[test]
 fn causal_rows_keep_their_bits_however_they_are_computed() {
-    let heads = Heads::grouped(8, 2, 128);
+    causal_rows_keep_their_bits(Heads::grouped(8, 2, 128));
+    causal_rows_keep_their_bits(Heads::grouped(8, 2, 128).inside(Inside::Bf16));
+}
+
+fn causal_rows_keep_their_bits(heads: Heads) {
     let text = Text::new(heads, &[(0, 200), (0, 37), (0, 150)]);
     let row = heads.query_row();
     for level in Level::available() {

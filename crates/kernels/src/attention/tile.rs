@@ -1,6 +1,7 @@
 //! One pass: some query rows of one key head over all their keys.
 #![allow(unsafe_code)] // tiles are computed through pointers, results written by several threads
 
+use super::pack::{Packing, as_words, round_pairs};
 use super::{BLOCK, Heads};
 use crate::aligned;
 use crate::cpu::Level;
@@ -18,13 +19,13 @@ pub(super) const ROWS: usize = 120;
 pub(super) const ROWS_AND_PACK: usize = 480;
 
 /// Lanes over which maxima and sums are taken.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// Keys and values of one head.
 pub(super) enum Keys<'a, T> {
     /// `len` rows that start `stride` apart.
     Rows { k: &'a [T], v: &'a [T], len: usize, stride: usize },
-    /// `len` rows as [`pack_block`] leaves them, block by block.
+    /// `len` rows as [`Packing::block`] leaves them, block by block.
     Packed { k: &'a [f32], v: &'a [f32], len: usize },
 }
 
@@ -33,39 +34,6 @@ impl<T> Keys<'_, T> {
         match self {
             Self::Rows { len, .. } | Self::Packed { len, .. } => *len,
         }
-    }
-}
-
-/// Floats of a packed block of keys, and of one of values.
-pub(super) fn packed_sizes(d: usize) -> (usize, usize) {
-    (BLOCK * d, BLOCK * d.next_multiple_of(LANES))
-}
-
-/// Packs one block: keys to panels `[d][PANEL]`, values to rows filled up to whole vectors. `k` and `v` start at the
-/// block's first row and hold `keys` rows `stride` apart.
-pub(super) fn pack_block<T: Element>(
-    (k, v): (&[T], &[T]),
-    (keys, stride, d): (usize, usize, usize),
-    k_block: &mut [f32],
-    v_block: &mut [f32],
-) {
-    for (p, panel) in k_block.chunks_exact_mut(d * PANEL).take(keys.div_ceil(PANEL)).enumerate() {
-        let here = PANEL.min(keys - p * PANEL);
-        if here < PANEL {
-            panel.fill(0.0);
-        }
-        for j in 0..here {
-            let from = &k[(p * PANEL + j) * stride..][..d];
-            for (to, from) in panel[j..].iter_mut().step_by(PANEL).zip(from) {
-                *to = from.to_f32();
-            }
-        }
-    }
-    for (j, row) in v_block.chunks_exact_mut(d.next_multiple_of(LANES)).take(keys).enumerate() {
-        for (to, from) in row.iter_mut().zip(&v[j * stride..][..d]) {
-            *to = from.to_f32();
-        }
-        row[d..].fill(0.0);
     }
 }
 
@@ -97,20 +65,20 @@ pub(super) unsafe fn attend<T: Element, R: Rows>(
     out: Shared<f32>,
 ) {
     let d = heads.dim;
-    let width = d.next_multiple_of(LANES);
-    let (k_size, v_size) = packed_sizes(d);
-    let sizes = [count * d, k_size, v_size, count * BLOCK, count * width, count, count, count];
+    let packing = Packing { d, pairs: heads.by_pairs(level) };
+    let (depth, width, (k_size, v_size)) = (packing.depth(), packing.width(), packing.sizes());
+    let sizes = [count * depth, k_size, v_size, count * BLOCK, count * BLOCK / 2, count * width, count, count, count];
     let room: usize = sizes.iter().map(|s| s.next_multiple_of(16)).sum();
     aligned::with_scratch(room * size_of::<f32>(), |scratch| {
         let mut rest = scratch.as_mut_slice::<f32>();
-        let [queries, k_space, v_space, scores, sums, maxima, totals, factors] = sizes.map(|size| {
+        let [queries, k_space, v_space, scores, weights, sums, maxima, totals, factors] = sizes.map(|size| {
             let (part, tail) = std::mem::take(&mut rest).split_at_mut(size.next_multiple_of(16));
             rest = tail;
             &mut part[..size]
         });
         let max_rows = if level >= Level::Avx512 { 12 } else { 6 };
         let blocks = row_blocks(count, max_rows);
-        pack_queries(heads, q, rows, &blocks, queries);
+        pack_queries(level, heads, packing, q, rows, &blocks, queries);
         sums.fill(0.0);
         maxima.fill(f32::NEG_INFINITY);
         totals.fill(0.0);
@@ -124,33 +92,38 @@ pub(super) unsafe fn attend<T: Element, R: Rows>(
                 let (k_block, v_block) = match slice {
                     Keys::Rows { k, v, stride, .. } => {
                         let at = first * stride;
-                        pack_block((&k[at..], &v[at..]), (keys, *stride, d), k_space, v_space);
+                        packing.block(level, (&k[at..], &v[at..]), (keys, *stride), k_space, v_space);
                         (&*k_space, &*v_space)
                     }
-                    Keys::Packed { k, v, .. } => (&k[first * d..], &v[first * width..]),
+                    Keys::Packed { k, v, .. } => {
+                        let block = first / BLOCK;
+                        (&k[block * k_size..], &v[block * v_size..])
+                    }
                 };
                 for block in &blocks {
                     for panel in 0..keys.div_ceil(PANEL) {
                         // SAFETY: the parts were sized above for these counts; the level is the machine's at most.
                         unsafe {
-                            let a = queries.as_ptr().add(block.start * d);
-                            let w = k_block.as_ptr().add(panel * d * PANEL);
+                            let a = queries.as_ptr().add(block.start * depth);
+                            let w = k_block.as_ptr().add(panel * depth * PANEL);
                             let tile = scores.as_mut_ptr().add(block.start * BLOCK + panel * PANEL);
-                            tile_f32(level, a, w, block.rows, d, tile);
+                            score_tile(level, packing, a, w, block.rows, tile);
                         }
                     }
                 }
-                for r in 0..count {
-                    let row = &mut scores[r * BLOCK..(r + 1) * BLOCK];
-                    if let Some(bias) = rows.bias(r) {
-                        add(row, &bias[before + first..][..BLOCK]);
-                    }
-                    let seen = rows.visible(r).saturating_sub(before + first).min(keys);
-                    row[seen..].fill(f32::NEG_INFINITY);
-                }
-                softmax_step(level, scores, maxima, totals, factors);
+                adjust(level, scores, before + first, keys, rows);
                 // SAFETY: as above.
                 unsafe {
+                    #[cfg(target_arch = "x86_64")]
+                    if packing.pairs {
+                        use crate::x86::attention::{softmax_step_bf16, values_bf16};
+                        let (s, p, f) = (scores.as_ptr(), weights.as_mut_ptr().cast(), factors.as_mut_ptr());
+                        softmax_step_bf16(s, p, maxima.as_mut_ptr(), totals.as_mut_ptr(), f, count);
+                        values_bf16(p, v_block.as_ptr().cast(), keys, f, sums.as_mut_ptr(), width, count);
+                        continue;
+                    }
+                    let _ = &weights;
+                    softmax_step(level, scores, maxima, totals, factors);
                     let (p, v, f) = (scores.as_ptr(), v_block.as_ptr(), factors.as_ptr());
                     tile_values(level)(p, v, keys, f, sums.as_mut_ptr(), width, count);
                 }
@@ -170,22 +143,53 @@ pub(super) unsafe fn attend<T: Element, R: Rows>(
     });
 }
 
-fn add(row: &mut [f32], bias: &[f32]) {
-    for (score, bias) in row.iter_mut().zip(bias) {
-        *score += bias;
+by_level! {
+    /// Adds the rows' biases to a block of scores that starts at key `first`, and hides what a row may not see.
+    fn adjust(scores: &mut [f32], first: usize, keys: usize, rows: &dyn Rows) = adjust_body
+}
+
+#[inline(always)]
+fn adjust_body<const FUSED: bool>(scores: &mut [f32], first: usize, keys: usize, rows: &dyn Rows) {
+    for (r, row) in scores.chunks_exact_mut(BLOCK).enumerate() {
+        if let Some(bias) = rows.bias(r) {
+            for (score, bias) in row.iter_mut().zip(&bias[first..]) {
+                *score += bias;
+            }
+        }
+        let seen = rows.visible(r).saturating_sub(first).min(keys);
+        row[seen..].fill(f32::NEG_INFINITY);
     }
 }
 
 /// Queries times scale and log2(e), interleaved by row block.
-fn pack_queries<R: Rows>(heads: &Heads, q: &[f32], rows: &R, blocks: &[RowBlock], packed: &mut [f32]) {
-    let d = heads.dim;
+fn pack_queries<R: Rows>(
+    level: Level,
+    heads: &Heads,
+    packing: Packing,
+    q: &[f32],
+    rows: &R,
+    blocks: &[RowBlock],
+    packed: &mut [f32],
+) {
+    let (d, depth) = (heads.dim, packing.depth());
     let factor = heads.scale * LOG2_E;
+    let mut row = vec![0.0; d.next_multiple_of(2)];
+    let mut words = vec![0; depth];
     for block in blocks {
-        let to = &mut packed[block.start * d..(block.start + block.rows) * d];
+        let to = &mut packed[block.start * depth..(block.start + block.rows) * depth];
         for r in 0..block.rows {
-            let from = &q[rows.offset(block.start + r)..][..d];
-            for (to, from) in to[r..].iter_mut().step_by(block.rows).zip(from) {
-                *to = from * factor;
+            for (row, q) in row.iter_mut().zip(&q[rows.offset(block.start + r)..][..d]) {
+                *row = q * factor;
+            }
+            if packing.pairs {
+                round_pairs(level, &row, &mut words);
+                for (to, from) in as_words(to)[r..].iter_mut().step_by(block.rows).zip(&words) {
+                    *to = *from;
+                }
+            } else {
+                for (to, from) in to[r..].iter_mut().step_by(block.rows).zip(&row) {
+                    *to = *from;
+                }
             }
         }
     }
@@ -194,12 +198,17 @@ fn pack_queries<R: Rows>(heads: &Heads, q: &[f32], rows: &R, blocks: &[RowBlock]
 /// Scores of up to `max_rows` rows and one panel of keys.
 ///
 /// # Safety
-/// `a` has `rows x d` floats, `w` `d x PANEL`, `tile` rows of PANEL floats BLOCK apart.
-unsafe fn tile_f32(level: Level, a: *const f32, w: *const f32, rows: usize, d: usize, tile: *mut f32) {
+/// `a` has `rows x depth` words, `w` `depth x PANEL`, `tile` rows of PANEL floats BLOCK apart.
+unsafe fn score_tile(level: Level, packing: Packing, a: *const f32, w: *const f32, rows: usize, tile: *mut f32) {
+    let next = w.wrapping_add(packing.depth() * PANEL);
     // SAFETY: by the contract of this function.
     unsafe {
         #[cfg(target_arch = "x86_64")]
         {
+            if packing.pairs {
+                let run = crate::x86::avx512::TILES_BF16[rows - 1];
+                return run(a.cast(), w.cast(), packing.depth(), tile, BLOCK, true, next.cast());
+            }
             let tiles: &[TileF32] = if level >= Level::Avx512 {
                 &crate::x86::avx512::TILES_F32
             } else if level >= Level::Avx2 {
@@ -208,11 +217,11 @@ unsafe fn tile_f32(level: Level, a: *const f32, w: *const f32, rows: usize, d: u
                 &[]
             };
             if let Some(run) = tiles.get(rows - 1) {
-                return run(a, w, d, tile, BLOCK, true);
+                return run(a, w, packing.d, tile, BLOCK, true, next.cast());
             }
         }
-        let _ = level;
-        tile_portable(a, w, rows, d, tile, BLOCK, true);
+        let _ = (level, next);
+        tile_portable(a, w, rows, packing.d, tile, BLOCK, true);
     }
 }
 

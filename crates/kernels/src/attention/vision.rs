@@ -1,6 +1,7 @@
 //! Attention of one image's tokens among themselves.
 
-use super::tile::{Keys, ROWS, Rows, attend, pack_block, packed_sizes};
+use super::pack::Packing;
+use super::tile::{Keys, ROWS, Rows, attend};
 use super::{BLOCK, Heads};
 use crate::aligned;
 use crate::cpu::Level;
@@ -101,7 +102,8 @@ pub(super) fn vision_attention_at(
     });
 
     // Keys are packed once for all passes, block by block over all heads, as they lie in memory.
-    let (k_size, v_size) = packed_sizes(heads.dim);
+    let packing = Packing { d: heads.dim, pairs: heads.by_pairs(level) };
+    let (k_size, v_size) = packing.sizes();
     let blocks = tokens.div_ceil(BLOCK);
     let head_size = blocks * (k_size + v_size);
     let threads = threads::for_work(2 * tokens * tokens * heads.query_row() / 40);
@@ -121,15 +123,14 @@ pub(super) fn vision_attention_at(
                     let v_at = shared.get().add(base + blocks * k_size + block * v_size);
                     (std::slice::from_raw_parts_mut(k_at, k_size), std::slice::from_raw_parts_mut(v_at, v_size))
                 };
-                pack_block((&k[at..], &v[at..]), (keys, heads.key_row(), heads.dim), k_block, v_block);
+                packing.block(level, (&k[at..], &v[at..]), (keys, heads.key_row()), k_block, v_block);
             }
         });
 
         let passes = tokens.div_ceil(ROWS);
-        let per_pass = tokens.div_ceil(passes.max(1));
         let shared = Shared(out.as_mut_ptr());
         threads::run(threads, passes * heads.query, |task| {
-            let (head, first) = (task / passes, task % passes * per_pass);
+            let (head, first) = (task / passes, task % passes * ROWS);
             let rows = VisionRows {
                 heads,
                 first,
@@ -141,7 +142,7 @@ pub(super) fn vision_attention_at(
             };
             let (k, v) = packed[head * head_size..(head + 1) * head_size].split_at(blocks * k_size);
             let keys: Keys<'_, f32> = Keys::Packed { k, v, len: tokens };
-            let count = per_pass.min(tokens.saturating_sub(first));
+            let count = ROWS.min(tokens - first);
             // SAFETY: offsets lie in `out`, whose length was checked; no two tasks have the same head and token.
             #[allow(unsafe_code)]
             unsafe {

@@ -23,7 +23,7 @@ use vgen_core::{Fault, Secret};
 
 pub use error::HubError;
 
-/// Where and how to look for a model. [`env`] has what the usual environment variables say.
+/// Where and how to look for a model. [`mod@env`] has what the usual environment variables say.
 #[derive(Clone, Debug, Default)]
 pub struct HubOptions {
     /// The hub's cache folder, see [`env::cache_dir`]. `None`: where hf-hub itself puts it.

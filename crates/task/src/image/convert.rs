@@ -57,10 +57,10 @@ fn clip(value: u16) -> u8 {
     value.min(255) as u8
 }
 
-/// CMYK as stored by Adobe (255 is no ink) to RGB, over Pillow's inversion and conversion.
-pub(super) fn inverted_cmyk_to_rgb([c, m, y, k]: [u8; 4]) -> [u8; 3] {
-    // Pillow's K is 255 - k, so that the 255 - K of its formula is k again.
-    [c, m, y].map(|ink| k.saturating_sub(mul_div_255(255 - ink, k)))
+/// CMYK (0 is no ink) to RGB, by Pillow's conversion.
+pub(super) fn cmyk_to_rgb([c, m, y, k]: [u8; 4]) -> [u8; 3] {
+    let light = 255 - k;
+    [c, m, y].map(|ink| light.saturating_sub(mul_div_255(ink, light)))
 }
 
 fn mul_div_255(a: u8, b: u8) -> u8 {
@@ -104,8 +104,8 @@ mod tests {
 
     #[test]
     fn cmyk() {
-        assert_eq!(inverted_cmyk_to_rgb([255, 255, 255, 255]), [255; 3]);
-        assert_eq!(inverted_cmyk_to_rgb([255, 255, 255, 0]), [0; 3]);
-        assert_eq!(inverted_cmyk_to_rgb([0, 128, 255, 200]), [0, 100, 200]);
+        assert_eq!(cmyk_to_rgb([0, 0, 0, 0]), [255; 3]);
+        assert_eq!(cmyk_to_rgb([0, 0, 0, 255]), [0; 3]);
+        assert_eq!(cmyk_to_rgb([255, 127, 0, 55]), [0, 100, 200]);
     }
 }

@@ -44,11 +44,9 @@ fn decode_as(format: ImageFormat, bytes: &[u8], name: &str, limits: &ImageLimits
     let broken = |error| image_error(error, name);
     let (mut image, orientation) = match format {
         ImageFormat::Jpeg => {
-            let failed = |error| ImageError::Decode { name: name.to_owned(), reason: format!("{error:?}") };
-            let jpeg = Jpeg::new(bytes).map_err(failed)?;
+            let jpeg = Jpeg::new(bytes).map_err(|error| jpeg_error(error, name))?;
             check_pixels(jpeg.dimensions(), name, limits)?;
-            let orientation = jpeg.orientation();
-            (jpeg.decode().map_err(failed)?, orientation)
+            jpeg.decode().map_err(|error| jpeg_error(error, name))?
         }
         ImageFormat::Png => read(PngDecoder::new(input).map_err(broken)?, name, limits)?,
         ImageFormat::WebP => read(WebPDecoder::new(input).map_err(broken)?, name, limits)?,
@@ -104,6 +102,16 @@ fn image_error(error: image::ImageError, name: &str) -> ImageError {
     match error {
         image::ImageError::Unsupported(error) => {
             ImageError::UnsupportedFormat { name, what: format!("not supported: {error}") }
+        }
+        error => ImageError::Decode { name, reason: error.to_string() },
+    }
+}
+
+fn jpeg_error(error: jpeg_decoder::Error, name: &str) -> ImageError {
+    let name = name.to_owned();
+    match error {
+        jpeg_decoder::Error::Unsupported(feature) => {
+            ImageError::UnsupportedFormat { name, what: format!("a JPEG of a kind that is not read: {feature:?}") }
         }
         error => ImageError::Decode { name, reason: error.to_string() },
     }

@@ -1,0 +1,411 @@
+//! One row: its generations, each with its attempts, until there is an answer, a cap or a deadline.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use tokio::sync::OnceCell;
+use tokio::time::sleep;
+use vgen_core::{
+    Content, Fault, FaultClass, FinishReason, Generation, ImageRef, Part, Reply, Request, Response, Role, Timings,
+};
+
+use super::RemoteError;
+use super::answer::{Answer, Choice};
+use super::client::{RemoteEvent, Shared, response};
+use super::config::{self, Protocol};
+use super::http::Read;
+use super::images;
+use super::limit::{Slot, lock};
+use super::stream::Assembly;
+
+/// How often a row looks whether it was given up.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What a token is taken for where the server counts none.
+const BYTES_PER_TOKEN: u64 = 4;
+
+/// What a request is taken for while nothing better is known.
+const TYPICAL_TOKENS: f64 = 1000.0;
+
+/// A reply that is always answered: if nothing else answers it, its end does.
+pub(super) struct Outcome(Option<Box<dyn Reply>>);
+
+impl Outcome {
+    pub(super) fn new(reply: Box<dyn Reply>) -> Self {
+        Self(Some(reply))
+    }
+
+    fn send(mut self, result: Result<Response, Fault>) {
+        if let Some(reply) = self.0.take() {
+            reply.done(result);
+        }
+    }
+}
+
+impl Drop for Outcome {
+    fn drop(&mut self) {
+        if let Some(reply) = self.0.take() {
+            reply.done(Err(Fault::stop("remote.stopped", "the remote backend was shut down before the answer came")));
+        }
+    }
+}
+
+/// Answers a row.
+pub(super) async fn answer(shared: Arc<Shared>, request: Request, outcome: Outcome) {
+    let row = Row {
+        shared: &shared,
+        request: Arc::new(request),
+        submitted: Instant::now(),
+        content: OnceCell::new(),
+        told: Mutex::new(Told { outcome, texts: BTreeMap::new() }),
+    };
+    let result = row.run().await;
+    let told = row.told.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    told.outcome.send(result);
+}
+
+struct Row<'a> {
+    shared: &'a Arc<Shared>,
+    request: Arc<Request>,
+    submitted: Instant,
+    /// The messages' JSON or the prompt, made when the row's first request may be sent.
+    content: OnceCell<(String, f64)>,
+    told: Mutex<Told>,
+}
+
+/// What the caller has heard of each sample, and how to tell it more.
+struct Told {
+    outcome: Outcome,
+    texts: BTreeMap<u32, String>,
+}
+
+impl Row<'_> {
+    async fn run(&self) -> Result<Response, Fault> {
+        let n = self.request.num_generations.max(1);
+        let requests = if self.shared.config.native_n { 1 } else { n };
+        if let Some(end) = self.ended() {
+            return Err(self.fault(end, 0));
+        }
+        self.shared.limiter.spend.take(requests.into()).map_err(|error| self.fault(error, 0))?;
+        let answers = join_all((0..requests).map(|sample| self.sample(sample))).await;
+        // A fault that stops the run is the row's: the row will be asked again when the run goes on.
+        if let Some(Err(stop)) = answers.iter().find(|it| it.as_ref().is_err_and(|it| it.class == FaultClass::Stop)) {
+            return Err(stop.clone());
+        }
+        let generations = if self.shared.config.native_n {
+            self.split(answers.into_iter().next(), n)
+        } else {
+            answers
+                .into_iter()
+                .map(|answer| {
+                    let (answer, timings) = answer?;
+                    let choice = answer.choices.into_iter().next().unwrap_or_default();
+                    Ok(Generation { usage: answer.usage, ..self.generation(choice, timings) })
+                })
+                .collect()
+        };
+        Ok(response(self.shared, generations))
+    }
+
+    /// The choices of one answer as the row's generations.
+    fn split(&self, answer: Option<Result<(Answer, Timings), Fault>>, n: u32) -> Vec<Result<Generation, Fault>> {
+        let (answer, timings) = match answer {
+            Some(Ok(answer)) => answer,
+            Some(Err(fault)) => return vec![Err(fault); n as usize],
+            None => return Vec::new(),
+        };
+        let mut choices: BTreeMap<usize, Choice> =
+            answer.choices.into_iter().map(|choice| (choice.index, choice)).collect();
+        (0..n as usize)
+            .map(|index| match choices.remove(&index) {
+                // One count for several generations belongs to none of them.
+                Some(choice) => {
+                    Ok(Generation { usage: answer.usage.filter(|_| n == 1), ..self.generation(choice, timings) })
+                }
+                None => Err(Fault::row("remote.no_choices", format!("the server sent no choice number {index}"))
+                    .with_hint("set native_n = false if the server knows no n")),
+            })
+            .collect()
+    }
+
+    fn generation(&self, choice: Choice, timings: Timings) -> Generation {
+        let config = &self.shared.config;
+        Generation {
+            text: choice.text,
+            finish_reason: choice.finish,
+            logprobs: choice.logprobs.filter(|_| self.request.sampling.logprobs),
+            tool_calls: choice.tool_calls.filter(|_| !config.tools.is_empty()),
+            reasoning: choice.reasoning.filter(|_| config.keep_reasoning),
+            timings,
+            ..Generation::default()
+        }
+    }
+
+    /// One HTTP request's worth of the row, tried until it is answered or may not be tried again.
+    async fn sample(&self, sample: u32) -> Result<(Answer, Timings), Fault> {
+        let (shared, config) = (self.shared, &self.shared.config);
+        let mut timings = Timings::default();
+        let mut attempts = 0;
+        let mut begun: Option<Instant> = None;
+        loop {
+            let slot = tokio::select! {
+                slot = shared.limiter.acquire(self.expected_tokens()) => slot,
+                end = self.end() => {
+                    self.unsent(attempts);
+                    return Err(self.fault(end, attempts));
+                }
+            };
+            let first = *begun.get_or_insert_with(|| {
+                timings.queue = self.submitted.elapsed().as_secs_f64();
+                Instant::now()
+            });
+            let (content, prepare) = match self.content.get_or_try_init(|| self.prepare()).await {
+                Ok(content) => content,
+                Err(error) => {
+                    self.unsent(attempts);
+                    return Err(self.fault(error, 0));
+                }
+            };
+            timings.prepare = *prepare;
+            if attempts > 0 {
+                shared.limiter.spend.take(1).map_err(|error| self.fault(error, attempts))?;
+                shared.counters.retries.fetch_add(1, Ordering::Relaxed);
+            }
+            attempts += 1;
+            let sent = self.submitted.elapsed().as_secs_f64();
+            let error = match self.attempt(sample, content, slot).await {
+                Ok(answer) => {
+                    timings.first_token = answer.first_token.map(|after| sent + after);
+                    timings.total = self.submitted.elapsed().as_secs_f64();
+                    return Ok((answer, timings));
+                }
+                Err(error) => error,
+            };
+            let pause = shared.backoff.pause(attempts, error.retry_after(), fastrand::f64());
+            let in_time = first.elapsed().saturating_add(pause) <= config::seconds(config.max_elapsed);
+            if !error.is_passing() || attempts >= config.max_attempts || !in_time {
+                return Err(self.fault(error, attempts));
+            }
+            if let Some(wait) = error.retry_after().filter(|_| error.is_overload()) {
+                shared.limiter.pause(wait);
+            }
+            self.tell_retry(&error, attempts, pause);
+            tokio::select! {
+                () = sleep(pause) => {}
+                end = self.end() => return Err(self.fault(end, attempts)),
+            }
+        }
+    }
+
+    async fn attempt(&self, sample: u32, content: &str, slot: Slot) -> Result<Answer, RemoteError> {
+        let (shared, sampling) = (self.shared, &self.request.sampling);
+        let seed = sampling.seed.map(|seed| seed.wrapping_add(sample.into()));
+        let native = shared.config.native_n;
+        let mut watch = |assembly: &Assembly| self.tell(sample, native, assembly);
+        let (body, read) = match shared.config.protocol {
+            Protocol::Chat => {
+                let body = shared.wire.chat(content, sampling, seed, self.request.num_generations);
+                (body, if shared.config.stream { Read::Stream(&mut watch) } else { Read::Chat })
+            }
+            Protocol::TextGeneration => {
+                let stop = if sampling.include_stop { &[][..] } else { &sampling.stop };
+                (shared.wire.text(content, sampling, seed), Read::Text(stop))
+            }
+        };
+        shared.counters.requests.fetch_add(1, Ordering::Relaxed);
+        let result = tokio::select! {
+            result = shared.http.generate(&shared.url, body, read) => result,
+            end = self.end() => self.text_so_far(sample, end),
+        };
+        match &result {
+            Ok(answer) => {
+                let tokens = self.tokens(answer);
+                shared.counters.answered.fetch_add(1, Ordering::Relaxed);
+                shared.counters.had_success.store(true, Ordering::Relaxed);
+                if let Some(usage) = answer.usage {
+                    shared.counters.input_tokens.fetch_add(usage.input_tokens, Ordering::Relaxed);
+                    shared.counters.output_tokens.fetch_add(usage.output_tokens, Ordering::Relaxed);
+                }
+                shared.limiter.spend.add_tokens(tokens);
+                #[expect(clippy::cast_precision_loss, reason = "rates need no more than 52 bits")]
+                slot.succeeded(Some(tokens as f64));
+            }
+            Err(error) => {
+                if error.is_overload() {
+                    shared.counters.overloads.fetch_add(1, Ordering::Relaxed);
+                }
+                slot.failed(error.is_overload());
+            }
+        }
+        result
+    }
+
+    /// What was streamed before the row ended, as its answer.
+    fn text_so_far(&self, sample: u32, end: RemoteError) -> Result<Answer, RemoteError> {
+        let finish = Some(match end {
+            RemoteError::Deadline => FinishReason::Deadline,
+            _ => FinishReason::Cancelled,
+        });
+        let told = lock(&self.told);
+        let native = self.shared.config.native_n;
+        let mine = told.texts.iter().filter(|(told_sample, _)| native || **told_sample == sample);
+        let choices: Vec<_> = mine
+            .map(|(told_sample, text)| Choice {
+                index: *told_sample as usize,
+                text: Some(text.clone()),
+                finish,
+                ..Choice::default()
+            })
+            .collect();
+        if choices.is_empty() { Err(end) } else { Ok(Answer { choices, usage: None, first_token: None }) }
+    }
+
+    /// Makes the messages' JSON or the prompt; how long it took in seconds comes with it.
+    async fn prepare(&self) -> Result<(String, f64), RemoteError> {
+        let started = Instant::now();
+        let content = match self.shared.config.protocol {
+            Protocol::Chat => self.chat_content().await?,
+            Protocol::TextGeneration => self.prompt()?,
+        };
+        Ok((content, started.elapsed().as_secs_f64()))
+    }
+
+    async fn chat_content(&self) -> Result<String, RemoteError> {
+        let images = &self.shared.images;
+        let blocks = |image: &ImageRef| match image {
+            ImageRef::Path(_) => true,
+            ImageRef::Url(_) => images.inline || images.max_pixels.is_some(),
+            _ => images.max_pixels.is_some(),
+        };
+        if !self.request.messages.iter().flat_map(|message| message.images()).any(blocks) {
+            return images::messages_json(&self.request.messages, images);
+        }
+        let (request, images) = (Arc::clone(&self.request), images.clone());
+        let work = tokio::task::spawn_blocking(move || images::messages_json(&request.messages, &images));
+        work.await.unwrap_or_else(|error| {
+            Err(RemoteError::Row { code: "image_decode", reason: format!("the image broke its decoder: {error}") })
+        })
+    }
+
+    fn prompt(&self) -> Result<String, RemoteError> {
+        let row = |code, reason: String| RemoteError::Row { code, reason };
+        let messages = &self.request.messages;
+        if messages.iter().any(|message| message.images().next().is_some()) {
+            return Err(row("image_in_text_protocol", "the text-generation protocol carries no images".to_owned()));
+        }
+        if let Some(render) = &self.shared.hooks.render {
+            return render(messages).map_err(|fault| row("prompt", fault.to_string()));
+        }
+        match messages.as_slice() {
+            [message] if message.role == Role::User => Ok(match &message.content {
+                Content::Text(text) => text.clone(),
+                Content::Parts(parts) => parts.iter().map(part_text).collect(),
+            }),
+            _ => Err(row("no_chat_template", "a conversation needs a chat template to become a prompt".to_owned())),
+        }
+    }
+
+    /// Passes on what is new in the texts. After a failed attempt only what goes on from what was told already.
+    fn tell(&self, sample: u32, native: bool, assembly: &Assembly) {
+        let mut told = lock(&self.told);
+        let told = &mut *told;
+        for (index, text) in assembly.texts() {
+            let sample = if native { u32::try_from(index).unwrap_or(u32::MAX) } else { sample };
+            let known = told.texts.entry(sample).or_default();
+            if let Some(new) = text.strip_prefix(known.as_str()).filter(|new| !new.is_empty()) {
+                if let Some(reply) = &mut told.outcome.0 {
+                    reply.delta(sample, new);
+                }
+                known.push_str(new);
+            }
+            if !native {
+                break;
+            }
+        }
+    }
+
+    fn tell_retry(&self, error: &RemoteError, attempts: u32, pause: Duration) {
+        if let Some(progress) = &self.shared.hooks.progress {
+            progress(RemoteEvent::Retry {
+                row: self.request.row,
+                attempts,
+                code: error.code().into_owned(),
+                reason: error.to_string(),
+                pause,
+            });
+        }
+    }
+
+    /// Gives back what was taken from the spend cap for a request that was never sent.
+    fn unsent(&self, attempts: u32) {
+        if attempts == 0 {
+            self.shared.limiter.spend.give_back(1);
+        }
+    }
+
+    fn fault(&self, error: RemoteError, attempts: u32) -> Fault {
+        error.into_fault(self.shared.counters.had_success.load(Ordering::Relaxed), attempts)
+    }
+
+    /// Whether the row is to be given up.
+    fn ended(&self) -> Option<RemoteError> {
+        if self.request.cancel.is_cancelled() {
+            Some(RemoteError::Cancelled)
+        } else if self.request.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            Some(RemoteError::Deadline)
+        } else {
+            None
+        }
+    }
+
+    /// Waits until the row is to be given up.
+    async fn end(&self) -> RemoteError {
+        loop {
+            if let Some(end) = self.ended() {
+                return end;
+            }
+            let left = self.request.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            sleep(left.map_or(LOOK, |left| left.min(LOOK))).await;
+        }
+    }
+
+    /// What an answer took: what the server counted, or a guess by length.
+    fn tokens(&self, answer: &Answer) -> u64 {
+        match answer.usage {
+            Some(usage) => usage.input_tokens.saturating_add(usage.output_tokens),
+            None => {
+                let texts = answer.choices.iter().filter_map(|choice| choice.text.as_deref());
+                (self.prompt_bytes() + texts.map(str::len).sum::<usize>() as u64) / BYTES_PER_TOKEN
+            }
+        }
+    }
+
+    /// What a request will probably take: the mean so far.
+    #[expect(clippy::cast_precision_loss, reason = "rates need no more than 52 bits")]
+    fn expected_tokens(&self) -> f64 {
+        let counters = &self.shared.counters;
+        let counted = counters.input_tokens.load(Ordering::Relaxed) + counters.output_tokens.load(Ordering::Relaxed);
+        let answered = counters.answered.load(Ordering::Relaxed);
+        if answered > 0 && counted > 0 { counted as f64 / answered as f64 } else { TYPICAL_TOKENS }
+    }
+
+    fn prompt_bytes(&self) -> u64 {
+        let messages = self.request.messages.iter();
+        let bytes = messages.map(|message| match &message.content {
+            Content::Text(text) => text.len(),
+            Content::Parts(parts) => parts.iter().map(|part| part_text(part).len()).sum(),
+        });
+        bytes.sum::<usize>() as u64
+    }
+}
+
+fn part_text(part: &Part) -> Cow<'_, str> {
+    match part {
+        Part::Text(text) => Cow::Borrowed(text),
+        Part::Image(_) => Cow::Borrowed(""),
+    }
+}

@@ -1,0 +1,155 @@
+//! A row's answer does not depend on its neighbours: the same tokens and the same bits of their log-probabilities
+//! alone, in batches of any size, in any order, on any number of threads, with prompts read whole or in pieces.
+
+// What is wrong with the repository's own files is to stop the test at its place.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::mpsc;
+
+use image::{Rgb, RgbImage};
+use vgen_backends::local::{LocalBackend, LocalOptions, ModelSource};
+use vgen_core::{Backend, Content, Message, Part, Request, Role, SamplingParams};
+use vgen_task::encode_image;
+
+/// Tokens and bits of their log-probabilities, by sample.
+type Answer = Vec<(Vec<u32>, Vec<u32>)>;
+
+/// A picture whose pixels depend on `seed`, so that images differ.
+fn picture(width: u32, height: u32, seed: u32) -> Part {
+    let pixel = |x: u32, y: u32| {
+        let value = (x * 7 + y * 13 + seed * 29).wrapping_mul(2_654_435_761) >> 24;
+        Rgb([value as u8, (x * 3 + seed) as u8, (y * 5) as u8])
+    };
+    Part::Image(encode_image(&RgbImage::from_fn(width, height, pixel).into()).unwrap())
+}
+
+/// Rows of all kinds: without an image, with 1 to 4 tiles, with two images, short and long, one to three answers,
+/// greedy and sampled, some with the image of another row.
+fn requests() -> Vec<Request> {
+    let sizes = [(50, 50), (100, 40), (40, 150), (220, 50), (50, 220), (100, 100)];
+    (0..60u64)
+        .map(|row| {
+            let n = row as u32;
+            let (width, height) = sizes[n as usize % sizes.len()];
+            let mut parts = match n % 5 {
+                0 => vec![],
+                // Each is shared by several rows.
+                1 => vec![picture(width, height, n % 3)],
+                2 => vec![picture(width, height, n), Part::Text("and".into()), picture(60, 60, n + 100)],
+                3 => vec![picture(80, 90, n), picture(width, height, n + 7)],
+                _ => vec![picture(width, height, n)],
+            };
+            let words = "tell me what is shown here and why it matters ".repeat(n as usize % 4 * 2);
+            parts.push(Part::Text(format!("{words}question {n}?")));
+            let mut messages = vec![Message { role: Role::User, content: Content::Parts(parts) }];
+            if n % 4 == 1 {
+                messages.insert(0, Message::text(Role::System, "Answer in few words, and only what you see."));
+            }
+            let sampled = n % 2 == 1;
+            let sampling = SamplingParams {
+                max_new_tokens: Some(4 + n % 9),
+                temperature: Some(if sampled { 0.8 } else { 0.0 }),
+                top_p: sampled.then_some(0.9),
+                top_k: sampled.then_some(40),
+                seed: Some(11),
+                logprobs: true,
+                ignore_eos: true,
+                ..SamplingParams::default()
+            };
+            Request { num_generations: 1 + n % 3, ..Request::new(row, messages, sampling) }
+        })
+        .collect()
+}
+
+struct Run {
+    batch_size: usize,
+    step_tokens: usize,
+    threads: usize,
+    image_cache_bytes: u64,
+    shuffled: bool,
+    with_cancelled: bool,
+    portable: bool,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self {
+            batch_size: 32,
+            step_tokens: 512,
+            threads: 2,
+            image_cache_bytes: 1 << 30,
+            shuffled: false,
+            with_cancelled: false,
+            portable: false,
+        }
+    }
+}
+
+impl Run {
+    fn answers(&self, requests: &[Request]) -> BTreeMap<u64, Answer> {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/mllama/tiny-hublike");
+        let mut options = LocalOptions::new(ModelSource::Named(model.to_str().unwrap().to_owned()));
+        options.batch_size = self.batch_size;
+        options.step_tokens = self.step_tokens;
+        options.image_cache_bytes = self.image_cache_bytes;
+        options.portable = self.portable;
+        options.threads = Some(self.threads);
+        let backend = LocalBackend::load(options, |_| {}).unwrap();
+        let mut order: Vec<&Request> = requests.iter().collect();
+        if self.shuffled {
+            order.sort_by_key(|request| request.row.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        }
+        let (send, receive) = mpsc::channel();
+        for request in order {
+            let (send, row) = (send.clone(), request.row);
+            let done = move |result| send.send((row, result)).unwrap();
+            backend.submit(request.clone(), Box::new(done));
+            if self.with_cancelled {
+                let mut neighbour = request.clone();
+                neighbour.cancel = Default::default();
+                neighbour.row += 1_000_000;
+                neighbour.sampling.max_new_tokens = Some(200);
+                let cancel = neighbour.cancel.clone();
+                backend.submit(neighbour, Box::new(|_| {}));
+                std::thread::sleep(std::time::Duration::from_millis(row % 7));
+                cancel.cancel();
+            }
+        }
+        drop(send);
+        let answers = receive.into_iter().map(|(row, result)| {
+            let sample = |generation: Result<vgen_core::Generation, vgen_core::Fault>| {
+                let generation = generation.unwrap();
+                let bits = generation.logprobs.unwrap().iter().map(|token| token.logprob.to_bits()).collect();
+                (generation.token_ids.unwrap(), bits)
+            };
+            (row, result.unwrap().generations.into_iter().map(sample).collect())
+        });
+        answers.collect()
+    }
+}
+
+#[test]
+fn answers_do_not_depend_on_neighbours() {
+    let requests = requests();
+    let alone = Run { batch_size: 1, ..Run::default() }.answers(&requests);
+    assert_eq!(alone.len(), requests.len());
+    let distinct: std::collections::BTreeSet<_> = alone.values().collect();
+    assert!(distinct.len() > 50, "the rows must differ for this to mean something");
+    let runs = [
+        ("batches of 2", Run { batch_size: 2, ..Run::default() }),
+        ("batches of 7", Run { batch_size: 7, ..Run::default() }),
+        ("batches of 32", Run::default()),
+        ("shuffled", Run { shuffled: true, ..Run::default() }),
+        ("one thread", Run { threads: 1, ..Run::default() }),
+        ("pieces of prompts", Run { step_tokens: 11, ..Run::default() }),
+        ("no image kept", Run { image_cache_bytes: 0, batch_size: 7, ..Run::default() }),
+        ("cancelled neighbours", Run { with_cancelled: true, batch_size: 7, ..Run::default() }),
+    ];
+    for (name, run) in runs {
+        for (row, answer) in run.answers(&requests) {
+            assert_eq!(answer, alone[&row], "row {row} with {name}");
+        }
+    }
+}
