@@ -140,10 +140,9 @@ fn expr<'a>(old: &Expr<'a>) -> Expr<'a> {
             ast::Slice { expr: expr(&e.expr), start: option(&e.start), stop: option(&e.stop), step: option(&e.step) },
         )),
         Expr::UnaryOp(e) => {
-            let op = match e.op {
-                ast::UnaryOpKind::Not => ast::UnaryOpKind::Not,
-                ast::UnaryOpKind::Neg => ast::UnaryOpKind::Neg,
-            };
+            // The kind is neither Copy nor Clone.
+            let negated = matches!(e.op, ast::UnaryOpKind::Neg);
+            let op = if negated { ast::UnaryOpKind::Neg } else { ast::UnaryOpKind::Not };
             Expr::UnaryOp(spanned(e, ast::UnaryOp { op, expr: expr(&e.expr) }))
         }
         Expr::BinOp(e) => {

@@ -14,7 +14,7 @@ use super::python::{as_f64, escape_html, repr, repr_sorted, text, type_name};
 use super::wrap::wrap;
 
 pub(crate) const FILTERS: &[(&str, &[&str], Filter)] = &[
-    ("capitalize", &["s"], |_, args| like(args, |s| capitalize(s))),
+    ("capitalize", &["s"], |_, args| like(args, capitalize)),
     ("center", &["value", "width"], center),
     ("e", &["s"], escape),
     ("escape", &["s"], escape),
