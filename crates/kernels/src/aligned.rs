@@ -1,7 +1,12 @@
 //! Memory on cache-line boundaries, for packed weights and for the scratch space of a call.
+//!
+//! Large pieces are mapped and the system is asked for huge pages (Linux gives them only when asked): a product of one
+//! row walks through all weights, and with 4 KiB pages it waits more for address translation than for the weights.
 #![allow(unsafe_code)] // views of lines as numbers
 
 use std::sync::{Mutex, PoisonError};
+
+use memmap2::MmapMut;
 
 /// A number type without padding for which every bit pattern is a value.
 ///
@@ -11,8 +16,6 @@ pub(crate) unsafe trait Plain: Copy + Send + Sync {}
 // SAFETY: primitive integers and floats (and the `repr(transparent)` half types) take any bits and have no padding.
 unsafe impl Plain for u8 {}
 // SAFETY: as above.
-unsafe impl Plain for i8 {}
-// SAFETY: as above.
 unsafe impl Plain for u16 {}
 // SAFETY: as above.
 unsafe impl Plain for f32 {}
@@ -21,33 +24,60 @@ unsafe impl Plain for f32 {}
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
+/// Bytes from which memory is mapped: below two huge pages of 2 MiB there is nothing to gain.
+const MAPPED: usize = 4 << 20;
+
+enum Memory {
+    Lines(Vec<Line>),
+    Mapped(MmapMut),
+}
+
 /// Zeroed bytes that start on a cache line; read and written as numbers.
 pub(crate) struct Aligned {
-    lines: Vec<Line>,
+    memory: Memory,
 }
 
 impl Aligned {
     /// Room for at least `bytes` bytes, all zero.
     pub(crate) fn zeroed(bytes: usize) -> Self {
-        Self { lines: vec![Line([0; 64]); bytes.div_ceil(64)] }
+        if bytes >= MAPPED
+            && let Ok(map) = MmapMut::map_anon(bytes.next_multiple_of(64))
+        {
+            // A request only: without huge pages everything works the same, slower.
+            #[cfg(target_os = "linux")]
+            let _ = map.advise(memmap2::Advice::HugePage);
+            return Self { memory: Memory::Mapped(map) };
+        }
+        Self { memory: Memory::Lines(vec![Line([0; 64]); bytes.div_ceil(64)]) }
     }
 
     /// Bytes in memory.
     pub(crate) fn bytes(&self) -> usize {
-        self.lines.len() * 64
+        match &self.memory {
+            Memory::Lines(lines) => lines.len() * 64,
+            Memory::Mapped(map) => map.len(),
+        }
     }
 
     /// All of it as numbers.
     pub(crate) fn as_slice<T: Plain>(&self) -> &[T] {
-        // SAFETY: `lines` is one initialised allocation of `bytes()` bytes aligned to 64; T is Plain.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.bytes() / size_of::<T>()) }
+        let start = match &self.memory {
+            Memory::Lines(lines) => lines.as_ptr().cast(),
+            Memory::Mapped(map) => map.as_ptr(),
+        };
+        // SAFETY: one initialised allocation of `bytes()` bytes, aligned to a line or a page; T is Plain.
+        unsafe { std::slice::from_raw_parts(start.cast(), self.bytes() / size_of::<T>()) }
     }
 
     /// All of it as numbers, to write.
     pub(crate) fn as_mut_slice<T: Plain>(&mut self) -> &mut [T] {
         let len = self.bytes() / size_of::<T>();
+        let start = match &mut self.memory {
+            Memory::Lines(lines) => lines.as_mut_ptr().cast(),
+            Memory::Mapped(map) => map.as_mut_ptr(),
+        };
         // SAFETY: as in `as_slice`, and `self` is borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), len) }
+        unsafe { std::slice::from_raw_parts_mut(start.cast(), len) }
     }
 }
 

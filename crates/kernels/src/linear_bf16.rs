@@ -21,11 +21,12 @@ use crate::threads;
 /// k of one block of bf16 pairs: a panel's block is 32 KiB, as with f32.
 const K_BLOCK_PAIRS: usize = 512;
 
-/// Multiplies packed rows by `pairs` pairs of a panel: `(packed rows, panel, pairs, tile, stride, set or add)`.
-pub(crate) type TileBf16 = unsafe fn(*const u32, *const u32, usize, *mut f32, usize, bool);
+/// Multiplies packed rows by `pairs` pairs of a panel: `(packed rows, panel, pairs, tile, stride, set or
+/// add, weights to ask for)`.
+pub(crate) type TileBf16 = unsafe fn(*const u32, *const u32, usize, *mut f32, usize, bool, *const u8);
 
 /// As [`TileBf16`] with packed rows in f32, two for each pair.
-pub(crate) type TileWiden = unsafe fn(*const f32, *const u32, usize, *mut f32, usize, bool);
+pub(crate) type TileWiden = unsafe fn(*const f32, *const u32, usize, *mut f32, usize, bool, *const u8);
 
 /// Weights `[n_out, k_in]` as bf16 in panels.
 pub(crate) struct Bf16 {
@@ -128,27 +129,41 @@ impl Kernel for Bf16 {
         }
     }
 
-    unsafe fn tile(&self, packed: *const u8, rows: usize, panel: usize, block: usize, tile: *mut f32, stride: usize) {
+    fn weights(&self, panel: usize, block: usize) -> *const u8 {
+        let at = (panel * self.pairs() + block * self.k_block() / 2) * PANEL;
+        self.panels.as_slice::<f32>().as_ptr().wrapping_add(at).cast()
+    }
+
+    unsafe fn tile(
+        &self,
+        packed: *const u8,
+        rows: usize,
+        (panel, block): (usize, usize),
+        ahead: *const u8,
+        tile: *mut f32,
+        stride: usize,
+    ) {
         let from = block * self.k_block() / 2;
         let pairs = (self.k_block() / 2).min(self.pairs() - from);
         // SAFETY: panel and block are in range, and the packed rows are as `pack_rows` leaves them.
         unsafe {
-            let w = self.panels.as_slice::<f32>().as_ptr().cast::<u32>().add((panel * self.pairs() + from) * PANEL);
+            let w = self.weights(panel, block).cast::<u32>();
             #[cfg(target_arch = "x86_64")]
             {
                 if self.by_pairs() {
                     let a = packed.cast::<u32>().add(from * rows);
-                    return crate::x86::avx512::TILES_BF16[rows - 1](a, w, pairs, tile, stride, block == 0);
+                    return crate::x86::avx512::TILES_BF16[rows - 1](a, w, pairs, tile, stride, block == 0, ahead);
                 }
                 let a = packed.cast::<f32>().add(2 * from * rows);
                 if self.level >= Level::Avx512 {
-                    return crate::x86::avx512::TILES_WIDEN[rows - 1](a, w, pairs, tile, stride, block == 0);
+                    return crate::x86::avx512::TILES_WIDEN[rows - 1](a, w, pairs, tile, stride, block == 0, ahead);
                 }
                 if self.level >= Level::Avx2 {
-                    return crate::x86::avx2::TILES_WIDEN[rows - 1](a, w, pairs, tile, stride, block == 0);
+                    return crate::x86::avx2::TILES_WIDEN[rows - 1](a, w, pairs, tile, stride, block == 0, ahead);
                 }
             }
             let a = packed.cast::<f32>().add(2 * from * rows);
+            let _ = ahead;
             let w = std::slice::from_raw_parts(w, pairs * PANEL);
             let mut wide = vec![0.0f32; 2 * pairs * PANEL];
             for (wide, w) in wide.chunks_exact_mut(2 * PANEL).zip(w.chunks_exact(PANEL)) {

@@ -20,8 +20,9 @@ pub(crate) struct F32 {
     level: Level,
 }
 
-/// Multiplies `rows` packed rows by `k` steps of a panel: `(packed rows, panel, k, tile, stride, set or add)`.
-pub(crate) type TileF32 = unsafe fn(*const f32, *const f32, usize, *mut f32, usize, bool);
+/// Multiplies `rows` packed rows by `k` steps of a panel: `(packed rows, panel, k, tile, stride, set or add,
+/// weights to ask for)`.
+pub(crate) type TileF32 = unsafe fn(*const f32, *const f32, usize, *mut f32, usize, bool, *const u8);
 
 impl F32 {
     pub(crate) fn pack(n_out: usize, k_in: usize, level: Level, row: &(dyn Fn(usize, &mut [f32]) + Sync)) -> Self {
@@ -82,22 +83,36 @@ impl Kernel for F32 {
         interleave(x, rows, self.k_in, packed);
     }
 
-    unsafe fn tile(&self, packed: *const u8, rows: usize, panel: usize, block: usize, tile: *mut f32, stride: usize) {
+    fn weights(&self, panel: usize, block: usize) -> *const u8 {
+        let at = (panel * self.k_in + block * K_BLOCK) * PANEL;
+        self.panels.as_slice::<f32>().as_ptr().wrapping_add(at).cast()
+    }
+
+    unsafe fn tile(
+        &self,
+        packed: *const u8,
+        rows: usize,
+        (panel, block): (usize, usize),
+        ahead: *const u8,
+        tile: *mut f32,
+        stride: usize,
+    ) {
         let from = block * K_BLOCK;
         let k = K_BLOCK.min(self.k_in - from);
         // SAFETY: panel and block are in range, and the packed rows are rows x k_in floats aligned to 4.
         unsafe {
             let a = packed.cast::<f32>().add(from * rows);
-            let w = self.panels.as_slice::<f32>().as_ptr().add((panel * self.k_in + from) * PANEL);
+            let w = self.weights(panel, block).cast::<f32>();
             #[cfg(target_arch = "x86_64")]
             {
                 if self.level >= Level::Avx512 {
-                    return crate::x86::avx512::TILES_F32[rows - 1](a, w, k, tile, stride, block == 0);
+                    return crate::x86::avx512::TILES_F32[rows - 1](a, w, k, tile, stride, block == 0, ahead);
                 }
                 if self.level >= Level::Avx2 {
-                    return crate::x86::avx2::TILES_F32[rows - 1](a, w, k, tile, stride, block == 0);
+                    return crate::x86::avx2::TILES_F32[rows - 1](a, w, k, tile, stride, block == 0, ahead);
                 }
             }
+            let _ = ahead;
             tile_portable(a, w, rows, k, tile, stride, block == 0);
         }
     }

@@ -29,8 +29,9 @@ pub(crate) const ROW_GROUP: usize = GROUP + 12;
 /// Most rows of a tile.
 pub(crate) const TILE_ROWS: usize = 6;
 
-/// Multiplies packed rows by groups of a panel: `(packed rows, panel, groups, tile, stride, set or add)`.
-pub(crate) type TileQuant = unsafe fn(*const u8, *const u8, usize, *mut f32, usize, bool);
+/// Multiplies packed rows by groups of a panel: `(packed rows, panel, groups, tile, stride, set or
+/// add, weights to ask for)`.
+pub(crate) type TileQuant = unsafe fn(*const u8, *const u8, usize, *mut f32, usize, bool, *const u8);
 
 /// How a panel is laid out; the numbers stand for the format in the tiles' const parameters.
 pub(crate) const Q8_0: u8 = 0;
@@ -189,25 +190,54 @@ impl Kernel for Quant {
         quantize_rows(self.level, x, rows, self.k_in, zero, packed);
     }
 
-    unsafe fn tile(&self, packed: *const u8, rows: usize, panel: usize, block: usize, tile: *mut f32, stride: usize) {
+    fn weights(&self, panel: usize, block: usize) -> *const u8 {
+        let at = panel * self.panel_bytes() + group_at(kind(self.format), block * BLOCK_GROUPS);
+        self.panels.as_slice::<u8>().as_ptr().wrapping_add(at)
+    }
+
+    unsafe fn tile(
+        &self,
+        packed: *const u8,
+        rows: usize,
+        (panel, block): (usize, usize),
+        ahead: *const u8,
+        tile: *mut f32,
+        stride: usize,
+    ) {
         let kind = kind(self.format);
         let from = block * BLOCK_GROUPS;
         let groups = BLOCK_GROUPS.min(self.groups() - from);
-        let panels = self.panels.as_slice::<u8>();
         // SAFETY: panel and block are in range, packed rows are as `pack_rows` leaves them.
         unsafe {
             let a = packed.add(from * ROW_GROUP * rows);
-            let w = panels.as_ptr().add(panel * self.panel_bytes() + group_at(kind, from));
+            let w = self.weights(panel, block);
             #[cfg(target_arch = "x86_64")]
             {
                 let kind = usize::from(kind);
                 if self.level >= Level::Avx512Vnni {
-                    return crate::x86::quant::TILES_VNNI[kind][rows - 1](a, w, groups, tile, stride, block == 0);
+                    return crate::x86::quant::TILES_VNNI[kind][rows - 1](
+                        a,
+                        w,
+                        groups,
+                        tile,
+                        stride,
+                        block == 0,
+                        ahead,
+                    );
                 }
                 if self.level >= Level::Avx2 {
-                    return crate::x86::quant::TILES_AVX2[kind][rows - 1](a, w, groups, tile, stride, block == 0);
+                    return crate::x86::quant::TILES_AVX2[kind][rows - 1](
+                        a,
+                        w,
+                        groups,
+                        tile,
+                        stride,
+                        block == 0,
+                        ahead,
+                    );
                 }
             }
+            let _ = ahead;
             let a = std::slice::from_raw_parts(a, groups * ROW_GROUP * rows);
             let w = std::slice::from_raw_parts(w, group_at(kind, groups));
             for r in 0..rows {

@@ -19,8 +19,15 @@ pub(crate) const PANEL: usize = 32;
 /// Rows whose packed form is held at one time.
 const ROWS_AT_ONCE: usize = 768;
 
-/// Bytes of packed rows that should stay in the second-level cache while all panels of a task pass by.
-const CACHED_ROWS_BYTES: usize = 256 * 1024;
+/// Bytes of one k-block of packed rows that should stay in the second-level cache while panels pass by.
+const CACHED_BLOCK_BYTES: usize = 256 * 1024;
+
+/// Bytes of whole packed rows up to which they stay in that cache, so that outputs are finished panel by panel.
+const CACHED_ROWS_BYTES: usize = 640 * 1024;
+
+/// Bytes ahead of their place at which the first row block asks for weights. It waits for memory, later row blocks
+/// find the same weights in the cache and ask for the next ones.
+const AHEAD: usize = 4096;
 
 /// The most rows that any kernel takes at once.
 pub(crate) const MAX_TILE_ROWS: usize = 12;
@@ -54,13 +61,25 @@ pub(crate) trait Kernel: Sync {
     /// Brings `rows` rows of `x` (`[rows, k_in]`) into the kernel's layout at `packed` (`rows * row_bytes()` bytes).
     fn pack_rows(&self, x: &[f32], rows: usize, packed: &mut [u8]);
 
+    /// Where k-block `block` of a panel starts.
+    fn weights(&self, panel: usize, block: usize) -> *const u8;
+
     /// Computes the sums of k-block `block` for one row block and one panel: sets (`block` 0) or adds to the
-    /// `rows x PANEL` tile at `tile` with `stride` floats between rows.
+    /// `rows x PANEL` tile at `tile` with `stride` floats between rows. Meanwhile it asks for the weights at `ahead`, which
+    /// may be any address.
     ///
     /// # Safety
-    /// `packed` points at the row block's packed rows (aligned to 4), `tile` at a writable tile, `panel` and `block`
-    /// are in range, `rows` is 1 to `max_rows()`, and the machine has the kernel's instructions.
-    unsafe fn tile(&self, packed: *const u8, rows: usize, panel: usize, block: usize, tile: *mut f32, stride: usize);
+    /// `packed` points at the row block's packed rows (aligned to 4), `tile` at a writable tile, `place` (panel and k-block)
+    /// is in range, `rows` is 1 to `max_rows()`, and the machine has the kernel's instructions.
+    unsafe fn tile(
+        &self,
+        packed: *const u8,
+        rows: usize,
+        place: (usize, usize),
+        ahead: *const u8,
+        tile: *mut f32,
+        stride: usize,
+    );
 }
 
 /// What is done to finished outputs while they are in the cache: called with the first column and the values of one row.
@@ -123,7 +142,7 @@ fn run_rows<K: Kernel>(
 
     // Cut into tasks: groups of row blocks that fit the cache, and as many ranges of panels as keep all threads busy.
     let block_bytes = kernel.max_rows() * row_bytes.div_ceil(kernel.k_blocks());
-    let group = (CACHED_ROWS_BYTES / block_bytes.max(1)).clamp(1, blocks.len());
+    let group = (CACHED_BLOCK_BYTES / block_bytes.max(1)).clamp(1, blocks.len());
     let group = blocks.len().div_ceil(blocks.len().div_ceil(group));
     let groups = blocks.len().div_ceil(group);
     let ranges = if threads == 1 { 1 } else { (6 * threads).div_ceil(groups).min(panels) };
@@ -136,22 +155,29 @@ fn run_rows<K: Kernel>(
         let blocks = &blocks[g * group..blocks.len().min((g + 1) * group)];
         let panels = c * columns..panels.min((c + 1) * columns);
         let whole_rows_cached = blocks.iter().map(|b| b.rows * row_bytes).sum::<usize>() <= CACHED_ROWS_BYTES;
-        let compute = |panel: usize, block: usize| {
-            for rows in blocks {
-                let place = Place { packed: packed.get(), out: out.get(), n };
-                // SAFETY: rows, panel and block are in range by construction; the tile of this row block and panel
-                // belongs to this task alone; packed rows were written before and are only read now.
-                unsafe { tile(kernel, place, *rows, panel, block, finish) };
+        let place = Place { packed: packed.get(), out: out.get(), n };
+        let k_blocks = kernel.k_blocks();
+        // Both orders visit the blocks of k of one output in the same order.
+        let visits = panels.len() * k_blocks;
+        let visit = |i: usize| {
+            if whole_rows_cached {
+                (panels.start + i / k_blocks, i % k_blocks)
+            } else {
+                (panels.start + i % panels.len(), i / panels.len())
             }
         };
-        // Both orders visit the blocks of k of one output in the same order.
-        if whole_rows_cached {
-            for panel in panels {
-                (0..kernel.k_blocks()).for_each(|block| compute(panel, block));
-            }
-        } else {
-            for block in 0..kernel.k_blocks() {
-                panels.clone().for_each(|panel| compute(panel, block));
+        for i in 0..visits {
+            let (panel, block) = visit(i);
+            let (next_panel, next_block) = visit((i + 1).min(visits - 1));
+            for (pass, rows) in blocks.iter().enumerate() {
+                let ahead = if pass == 0 {
+                    kernel.weights(panel, block).wrapping_add(AHEAD)
+                } else {
+                    kernel.weights(next_panel, next_block)
+                };
+                // SAFETY: rows, panel and block are in range by construction; the tile of this row block and panel
+                // belongs to this task alone; packed rows were written before and are only read now.
+                unsafe { tile(kernel, place, *rows, (panel, block), ahead, finish) };
             }
         }
     });
@@ -172,8 +198,8 @@ unsafe fn tile<K: Kernel>(
     kernel: &K,
     place: Place,
     block: RowBlock,
-    panel: usize,
-    k_block: usize,
+    (panel, k_block): (usize, usize),
+    ahead: *const u8,
     finish: Option<Finish<'_>>,
 ) {
     let col = panel * PANEL;
@@ -183,13 +209,13 @@ unsafe fn tile<K: Kernel>(
         let packed = place.packed.add(block.start * kernel.row_bytes());
         let dst = place.out.add(block.start * place.n + col);
         if cols == PANEL {
-            kernel.tile(packed, block.rows, panel, k_block, dst, place.n);
+            kernel.tile(packed, block.rows, (panel, k_block), ahead, dst, place.n);
         } else {
             let mut edge = [0.0; MAX_TILE_ROWS * PANEL];
             for r in 0..block.rows {
                 std::ptr::copy_nonoverlapping(dst.add(r * place.n), edge[r * PANEL..].as_mut_ptr(), cols);
             }
-            kernel.tile(packed, block.rows, panel, k_block, edge.as_mut_ptr(), PANEL);
+            kernel.tile(packed, block.rows, (panel, k_block), ahead, edge.as_mut_ptr(), PANEL);
             for r in 0..block.rows {
                 std::ptr::copy_nonoverlapping(edge[r * PANEL..].as_ptr(), dst.add(r * place.n), cols);
             }

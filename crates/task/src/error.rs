@@ -130,6 +130,8 @@ pub enum TemplateErrorKind {
     Syntax,
     /// A filter or test that does not exist.
     UnknownFilter,
+    /// A block of a name that another has.
+    DuplicateBlock,
     /// A value that is not there was printed or used.
     Undefined,
     /// An operation failed.
@@ -144,6 +146,7 @@ impl TemplateErrorKind {
         match self {
             Self::Syntax => "template.syntax",
             Self::UnknownFilter => "template.unknown_filter",
+            Self::DuplicateBlock => "template.duplicate_block",
             Self::Undefined => "template.undefined",
             Self::Runtime => "template.runtime",
             Self::Fuel => "template.fuel",
@@ -176,7 +179,7 @@ impl TemplateError {
             TemplateErrorKind::UnknownFilter => {
                 Some("the filters and tests are those of Jinja2; see its documentation".to_owned())
             }
-            TemplateErrorKind::Syntax | TemplateErrorKind::Runtime => None,
+            TemplateErrorKind::Syntax | TemplateErrorKind::DuplicateBlock | TemplateErrorKind::Runtime => None,
         }
     }
 

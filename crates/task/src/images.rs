@@ -110,6 +110,13 @@ impl ImageRules {
                 in_memory(jpeg(&bytes)?, name)
             }
             (Some(bytes), name) => in_memory(bytes, name),
+            (None, Some(_)) if self.image_type == ImageType::Pil && self.pil_format == PilFormat::Jpeg => {
+                Err(NoImage {
+                    code: "image.not_pil",
+                    message: "a path is no image in memory".to_owned(),
+                    hint: Some("pil_format = \"original\" takes paths, too"),
+                })
+            }
             (None, Some(path)) => url_or_path(path, base_dir),
             (None, None) => {
                 Err(no_image("image.invalid", "expected an object with \"bytes\", \"path\" or \"url\", found none"))

@@ -200,13 +200,14 @@ fn pack_queries<R: Rows>(
 /// # Safety
 /// `a` has `rows x depth` words, `w` `depth x PANEL`, `tile` rows of PANEL floats BLOCK apart.
 unsafe fn score_tile(level: Level, packing: Packing, a: *const f32, w: *const f32, rows: usize, tile: *mut f32) {
+    let next = w.wrapping_add(packing.depth() * PANEL);
     // SAFETY: by the contract of this function.
     unsafe {
         #[cfg(target_arch = "x86_64")]
         {
             if packing.pairs {
                 let run = crate::x86::avx512::TILES_BF16[rows - 1];
-                return run(a.cast(), w.cast(), packing.depth(), tile, BLOCK, true);
+                return run(a.cast(), w.cast(), packing.depth(), tile, BLOCK, true, next.cast());
             }
             let tiles: &[TileF32] = if level >= Level::Avx512 {
                 &crate::x86::avx512::TILES_F32
@@ -216,10 +217,10 @@ unsafe fn score_tile(level: Level, packing: Packing, a: *const f32, w: *const f3
                 &[]
             };
             if let Some(run) = tiles.get(rows - 1) {
-                return run(a, w, packing.d, tile, BLOCK, true);
+                return run(a, w, packing.d, tile, BLOCK, true, next.cast());
             }
         }
-        let _ = level;
+        let _ = (level, next);
         tile_portable(a, w, rows, packing.d, tile, BLOCK, true);
     }
 }

@@ -33,6 +33,7 @@ unsafe fn tile_f32<const R: usize, const V: usize>(
     out: *mut f32,
     stride: usize,
     first: bool,
+    _ahead: *const u8,
 ) {
     for pass in 0..PANEL / (8 * V) {
         // SAFETY: the pass's outputs lie within the panel and the tile.
@@ -87,6 +88,7 @@ unsafe fn tile_widen<const R: usize, const V: usize>(
     out: *mut f32,
     stride: usize,
     first: bool,
+    _ahead: *const u8,
 ) {
     let upper = _mm256_set1_epi32(0xFFFF_0000_u32 as i32);
     for pass in 0..PANEL / (8 * V) {

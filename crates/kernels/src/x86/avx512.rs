@@ -31,20 +31,15 @@ pub(crate) const TILES_F32: [TileF32; 12] = by_rows!(tile_f32);
 pub(crate) const TILES_BF16: [TileBf16; 12] = by_rows!(tile_bf16);
 pub(crate) const TILES_WIDEN: [TileWiden; 12] = by_rows!(tile_widen);
 
-/// Bytes ahead of the running position at which weights are asked for: from memory in tiles of few rows, which wait for
-/// it, and from the second-level cache in the others.
-const fn ahead<const R: usize>() -> usize {
-    if R <= 4 { 4096 } else { 2048 }
-}
-
-/// Asks for the 128 bytes that lie ahead of `at`.
+/// Asks for 128 bytes of weights, step `i` of the address to ask at; into the second-level cache, since the first has
+/// what is being used.
 #[inline(always)]
-fn prefetch<const R: usize>(at: *const i8) {
-    let ahead = at.wrapping_add(ahead::<R>());
+fn prefetch(ahead: *const u8, i: usize) {
+    let at = ahead.wrapping_add(128 * i).cast::<i8>();
     // SAFETY: prefetching never faults, at any address.
     unsafe {
-        _mm_prefetch::<_MM_HINT_T0>(ahead);
-        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64));
+        _mm_prefetch::<_MM_HINT_T1>(at);
+        _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(64));
     }
 }
 
@@ -64,13 +59,21 @@ pub(super) fn prefetch_tile<const R: usize>(out: *const f32, stride: usize) {
 /// # Safety
 /// `a` has `k x R` floats, `w` `k x PANEL` floats aligned to 64, `out` R rows of PANEL floats; the machine has AVX-512F.
 #[target_feature(enable = "avx512f")]
-unsafe fn tile_f32<const R: usize>(a: *const f32, w: *const f32, k: usize, out: *mut f32, stride: usize, first: bool) {
+unsafe fn tile_f32<const R: usize>(
+    a: *const f32,
+    w: *const f32,
+    k: usize,
+    out: *mut f32,
+    stride: usize,
+    first: bool,
+    ahead: *const u8,
+) {
     prefetch_tile::<R>(out, stride);
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
     for i in 0..k {
         // SAFETY: i < k.
         let (w0, w1) = unsafe {
-            prefetch::<R>(w.add(i * PANEL).cast());
+            prefetch(ahead, i);
             (_mm512_load_ps(w.add(i * PANEL)), _mm512_load_ps(w.add(i * PANEL + 16)))
         };
         for (r, sums) in sums.iter_mut().enumerate() {
@@ -116,13 +119,14 @@ unsafe fn tile_bf16<const R: usize>(
     out: *mut f32,
     stride: usize,
     first: bool,
+    ahead: *const u8,
 ) {
     prefetch_tile::<R>(out, stride);
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
     for i in 0..pairs {
         // SAFETY: i < pairs; both vector types are 64 bytes of any content.
         let (w0, w1) = unsafe {
-            prefetch::<R>(w.add(i * PANEL).cast());
+            prefetch(ahead, i);
             (
                 std::mem::transmute::<__m512i, __m512bh>(_mm512_load_si512(w.add(i * PANEL).cast())),
                 std::mem::transmute::<__m512i, __m512bh>(_mm512_load_si512(w.add(i * PANEL + 16).cast())),
@@ -150,6 +154,7 @@ unsafe fn tile_widen<const R: usize>(
     out: *mut f32,
     stride: usize,
     first: bool,
+    ahead: *const u8,
 ) {
     let upper = _mm512_set1_epi32(0xFFFF_0000_u32 as i32);
     prefetch_tile::<R>(out, stride);
@@ -157,7 +162,7 @@ unsafe fn tile_widen<const R: usize>(
     for i in 0..pairs {
         // SAFETY: i < pairs.
         let words = unsafe {
-            prefetch::<R>(w.add(i * PANEL).cast());
+            prefetch(ahead, i);
             [_mm512_load_si512(w.add(i * PANEL).cast()), _mm512_load_si512(w.add(i * PANEL + 16).cast())]
         };
         let even = words.map(|w| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(w)));

@@ -37,9 +37,6 @@ pub(crate) const TILES_VNNI: [[TileQuant; TILE_ROWS]; 4] = by_kind_and_rows!(til
 /// By format, then by number of rows, less one.
 pub(crate) const TILES_AVX2: [[TileQuant; TILE_ROWS]; 4] = by_kind_and_rows!(tile_avx2);
 
-/// Bytes ahead of the running position at which weights are asked for from memory.
-const AHEAD: usize = 4096;
-
 /// # Safety
 /// `a` has `groups` groups of R packed rows, `w` as many of a panel of the format K, `out` R rows of PANEL floats; the
 /// machine has AVX512-VNNI.
@@ -51,6 +48,7 @@ unsafe fn tile_vnni<const K: u8, const R: usize>(
     out: *mut f32,
     stride: usize,
     first: bool,
+    ahead: *const u8,
 ) {
     let low = _mm512_set1_epi8(15);
     prefetch_tile::<R>(out, stride);
@@ -58,10 +56,9 @@ unsafe fn tile_vnni<const K: u8, const R: usize>(
     for g in 0..groups {
         // SAFETY: g < groups.
         let (a, at) = unsafe { (a.add(g * ROW_GROUP * R), w.add(group_at(K, g))) };
-        if R <= 3 {
-            for line in 0..group_bytes(K) / 64 {
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + 64 * line).cast());
-            }
+        let ahead = ahead.wrapping_add(group_at(K, g)).cast::<i8>();
+        for line in 0..group_bytes(K) / 64 {
+            _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(64 * line));
         }
         // SAFETY: rows' words, scales, starts and sums lie within the packed group.
         let word = |i: usize, r: usize| unsafe { *a.cast::<i32>().add(i * R + r) };
@@ -165,6 +162,7 @@ unsafe fn tile_avx2<const K: u8, const R: usize>(
     out: *mut f32,
     stride: usize,
     first: bool,
+    _ahead: *const u8,
 ) {
     let (low, flip, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi8(-128), _mm256_set1_epi16(1));
     for v in 0..PANEL / 8 {

@@ -3,7 +3,7 @@
 
 use std::cmp::Ordering;
 
-use minijinja::value::{Rest, Tuple, ValueKind};
+use minijinja::value::{Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, UndefinedBehavior, Value};
 
 use super::arguments::{Arguments, invalid};
@@ -15,8 +15,11 @@ use super::text_filters;
 pub(crate) type Filter = fn(&mut State<'_, '_>, &Arguments) -> Result<Value, Error>;
 
 const FILTERS: &[(&str, &[&str], Filter)] = &[
+    ("abs", &["x"], abs),
     ("attr", &["obj", "name"], attr),
     ("batch", &["value", "linecount", "fill_with"], batch),
+    ("d", &["value", "default_value", "boolean"], default),
+    ("default", &["value", "default_value", "boolean"], default),
     ("dictsort", &["value", "case_sensitive", "by", "reverse"], dictsort),
     ("float", &["value", "default"], float),
     ("int", &["value", "default", "base"], int),
@@ -41,14 +44,26 @@ pub(crate) fn install(environment: &mut Environment<'static>) {
         environment.remove_filter(name);
     }
     for &(name, names, filter) in FILTERS.iter().chain(text_filters::FILTERS) {
-        environment.add_filter(name, move |state: &mut State<'_, '_>, given: Rest<Value>| {
-            let args = Arguments::bind(name, names, &given)?;
-            if args.get(0).is_some_and(Value::is_undefined) && is_strict(state) {
+        environment.add_filter(name, move |state: &mut State<'_, '_>, given: Rest<ValueOrKwargs>| {
+            let args = Arguments::bind(name, names, &given.into_values())?;
+            if args.get(0).is_some_and(Value::is_undefined) && is_strict(state) && !matches!(name, "d" | "default") {
                 return Err(Error::new(ErrorKind::UndefinedError, format!("{name}() of a value that is not there")));
             }
             filter(state, &args)
         });
     }
+}
+
+/// Jinja2's tests that the engine lacks.
+pub(crate) fn install_tests(environment: &mut Environment<'static>) {
+    environment.add_test("callable", |value: Value| {
+        // Macros, functions and methods are objects that are neither lists nor dicts.
+        value.kind() == ValueKind::Plain
+    });
+    environment.add_test("sequence", |value: Value| {
+        // What has a length and takes an index: texts and dicts, too.
+        matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String | ValueKind::Undefined)
+    });
 }
 
 fn is_strict(state: &State<'_, '_>) -> bool {
@@ -105,6 +120,9 @@ pub(crate) fn compare(a: &Value, b: &Value) -> Result<Ordering, Error> {
                 }
             }
             return Ok(a.len().cmp(&b.len()));
+        }
+        (ValueKind::Undefined, _) | (_, ValueKind::Undefined) => {
+            return Err(Error::new(ErrorKind::UndefinedError, "a value that is not there is compared"));
         }
         _ => number(a) && number(b),
     };
@@ -299,6 +317,21 @@ fn slice(state: &mut State<'_, '_>, args: &Arguments) -> Result<Value, Error> {
     Ok(list_of(slices))
 }
 
+fn abs(_: &mut State<'_, '_>, args: &Arguments) -> Result<Value, Error> {
+    let value = args.need(0)?;
+    match value.kind() {
+        ValueKind::Bool => Ok(Value::from(i64::from(value.is_true()))),
+        ValueKind::Number => minijinja::filters::abs(value.clone()),
+        _ => Err(invalid(format!("bad operand type for abs(): '{}'", type_name(value)))),
+    }
+}
+
+fn default(_: &mut State<'_, '_>, args: &Arguments) -> Result<Value, Error> {
+    let value = args.need(0)?;
+    let missing = value.is_undefined() || (args.flag(2, false) && !value.is_true());
+    Ok(if missing { args.get(1).cloned().unwrap_or_else(|| Value::from("")) } else { value.clone() })
+}
+
 fn attr(_: &mut State<'_, '_>, args: &Arguments) -> Result<Value, Error> {
     Ok(attribute(args.need(0)?, &text(args.need(1)?)))
 }
@@ -400,12 +433,4 @@ fn float(_: &mut State<'_, '_>, args: &Arguments) -> Result<Value, Error> {
         _ => None,
     };
     Ok(number.map(Value::from).unwrap_or_else(|| args.get(1).cloned().unwrap_or_else(|| Value::from(0.0))))
-}
-
-/// The last argument of `%` as the list of values that the format wants.
-pub(crate) fn percent_arguments(value: &Value) -> Vec<Value> {
-    match value.downcast_object_ref::<Tuple>() {
-        Some(tuple) => tuple.iter().cloned().collect(),
-        None => vec![value.clone()],
-    }
 }

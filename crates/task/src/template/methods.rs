@@ -7,7 +7,7 @@ use minijinja::value::{Object, ObjectRepr, Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
 use super::arguments::{Arguments, invalid};
-use super::python::{Dict, List, as_f64, is_printable, repr, text, type_name};
+use super::python::{Dict, List, View, as_f64, is_printable, repr, text, type_name};
 
 const STR: &[&str] = &[
     "capitalize",
@@ -121,6 +121,10 @@ pub(crate) fn pair(a: Value, b: Value) -> Value {
     Value::from(Tuple::from([a, b]))
 }
 
+fn view(name: &'static str, items: Vec<Value>) -> Value {
+    Value::from_object(View { name, items })
+}
+
 fn dict(value: &Value, name: &'static str, args: &[Value]) -> Result<Value, Error> {
     let object = value.as_object().ok_or_else(|| invalid("no dict"))?;
     let pairs = || object.try_iter_pairs().into_iter().flatten();
@@ -133,9 +137,9 @@ fn dict(value: &Value, name: &'static str, args: &[Value]) -> Result<Value, Erro
         _ => {
             Arguments::bind(name, &[], args)?;
             Ok(match name {
-                "keys" => list_of(pairs().map(|(key, _)| key)),
-                "values" => list_of(pairs().map(|(_, item)| item)),
-                "items" => list_of(pairs().map(|(key, item)| pair(key, item))),
+                "keys" => view("dict_keys", pairs().map(|(key, _)| key).collect()),
+                "values" => view("dict_values", pairs().map(|(_, item)| item).collect()),
+                "items" => view("dict_items", pairs().map(|(key, item)| pair(key, item)).collect()),
                 _ => value.clone(),
             })
         }
@@ -197,6 +201,17 @@ pub(crate) fn capitalize(s: &str) -> String {
 
 /// A character's title case: of those that have several capital letters only the first is one.
 fn titlecase(out: &mut String, c: char) {
+    // The digraphs are single characters with a title case of their own.
+    if let Some(title) = match c {
+        'Ǆ'..='ǆ' => Some('ǅ'),
+        'Ǉ'..='ǉ' => Some('ǈ'),
+        'Ǌ'..='ǌ' => Some('ǋ'),
+        'Ǳ'..='ǳ' => Some('ǲ'),
+        _ => None,
+    } {
+        out.push(title);
+        return;
+    }
     let mut upper = c.to_uppercase();
     out.extend(upper.next());
     out.extend(upper.flat_map(char::to_lowercase));
@@ -469,7 +484,10 @@ fn string(state: &mut State<'_, '_>, s: &str, name: &'static str, given: &[Value
                 "istitle" => Value::from(s.chars().any(|c| c.is_lowercase() || c.is_uppercase()) && title(s) == s),
                 "isalpha" => all(char::is_alphabetic),
                 "isalnum" => all(char::is_alphanumeric),
-                "isdigit" | "isdecimal" => all(|c| c.is_numeric() && c.to_digit(10).is_some() || decimal(c)),
+                "isdecimal" => all(decimal),
+                "isdigit" => {
+                    all(|c| decimal(c) || matches!(c, '²' | '³' | '¹' | '⁰' | '⁴'..='⁹' | '₀'..='₉' | '①'..='⑨'))
+                }
                 "isnumeric" => all(char::is_numeric),
                 "isspace" => all(is_space),
                 "isascii" => Value::from(s.is_ascii()),

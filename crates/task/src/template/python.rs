@@ -18,6 +18,13 @@ pub(crate) struct List(pub(crate) Vec<Value>);
 #[derive(Debug)]
 pub(crate) struct Dict(pub(crate) IndexMap<String, Value>);
 
+/// What `keys()`, `values()` and `items()` of a dict give: prints its name, has no places.
+#[derive(Debug)]
+pub(crate) struct View {
+    pub(crate) name: &'static str,
+    pub(crate) items: Vec<Value>,
+}
+
 /// An integer beyond 128 bits: prints and compares by its digits, does not compute.
 #[derive(Debug)]
 struct LongInteger(String);
@@ -47,6 +54,20 @@ impl Object for Dict {
 
     fn enumerate(self: &Arc<Self>) -> Enumerator {
         Enumerator::Values(self.0.keys().map(Value::from).collect())
+    }
+
+    fn render(self: &Arc<Self>, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&repr(&Value::from_dyn_object(self.clone())))
+    }
+}
+
+impl Object for View {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Iterable
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Values(self.items.clone())
     }
 
     fn render(self: &Arc<Self>, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -112,11 +133,18 @@ pub(crate) fn text(value: &Value) -> String {
 /// `repr(value)`.
 pub(crate) fn repr(value: &Value) -> String {
     let mut out = String::new();
-    write_repr(&mut out, value);
+    write_repr(&mut out, value, false);
     out
 }
 
-fn write_repr(out: &mut String, value: &Value) {
+/// `repr(value)` with the keys of dicts sorted, as `pprint` prints what fits into a line.
+pub(crate) fn repr_sorted(value: &Value) -> String {
+    let mut out = String::new();
+    write_repr(&mut out, value, true);
+    out
+}
+
+fn write_repr(out: &mut String, value: &Value, sorted: bool) {
     match value.kind() {
         ValueKind::Undefined => out.push_str("Undefined"),
         ValueKind::String => write_quoted(out, value.as_str().unwrap_or_default()),
@@ -125,17 +153,26 @@ fn write_repr(out: &mut String, value: &Value) {
         ValueKind::Map => {
             out.push('{');
             let pairs = value.as_object().and_then(|object| object.try_iter_pairs());
-            for (i, (key, item)) in pairs.into_iter().flatten().enumerate() {
+            let mut pairs: Vec<_> = pairs.into_iter().flatten().collect();
+            if sorted {
+                pairs.sort_by(|a, b| a.0.cmp(&b.0));
+            }
+            for (i, (key, item)) in pairs.into_iter().enumerate() {
                 if i > 0 {
                     out.push_str(", ");
                 }
-                write_repr(out, &key);
+                write_repr(out, &key, sorted);
                 out.push_str(": ");
-                write_repr(out, &item);
+                write_repr(out, &item, sorted);
             }
             out.push('}');
         }
         ValueKind::Seq | ValueKind::Iterable => {
+            let view = value.downcast_object_ref::<View>();
+            if let Some(view) = view {
+                out.push_str(view.name);
+                out.push('(');
+            }
             let tuple = value.downcast_object_ref::<Tuple>().is_some() || is_group(value);
             out.push(if tuple { '(' } else { '[' });
             let mut count = 0;
@@ -143,13 +180,16 @@ fn write_repr(out: &mut String, value: &Value) {
                 if count > 0 {
                     out.push_str(", ");
                 }
-                write_repr(out, &item);
+                write_repr(out, &item, sorted);
                 count += 1;
             }
             if tuple && count == 1 {
                 out.push(',');
             }
             out.push(if tuple { ')' } else { ']' });
+            if view.is_some() {
+                out.push(')');
+            }
         }
         // True, False, None, integers, macros and the like.
         _ => {

@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 
-use minijinja::formatting::{FormatStyle, format};
 use minijinja::value::ValueKind;
 use minijinja::{Error, State, Value};
 use regex::Regex;
@@ -11,7 +10,7 @@ use super::arguments::{Arguments, invalid};
 use super::filters::Filter;
 use super::json;
 use super::methods::{self, capitalize, split_lines};
-use super::python::{as_f64, escape_html, float, repr, text, type_name};
+use super::python::{as_f64, escape_html, repr, repr_sorted, text, type_name};
 use super::wrap::wrap;
 
 pub(crate) const FILTERS: &[(&str, &[&str], Filter)] = &[
@@ -23,7 +22,7 @@ pub(crate) const FILTERS: &[(&str, &[&str], Filter)] = &[
     ("forceescape", &["value"], |_, args| Ok(Value::from_safe_string(escape_html(&text(args.need(0)?))))),
     ("indent", &["s", "width", "first", "blank"], indent),
     ("lower", &["s"], |_, args| like(args, str::to_lowercase)),
-    ("pprint", &["value"], |_, args| args.need(0).map(|value| Value::from(repr(value)))),
+    ("pprint", &["value"], |_, args| args.need(0).map(|value| Value::from(repr_sorted(value)))),
     ("replace", &["s", "old", "new", "count"], replace),
     ("string", &["object"], |_, args| like(args, str::to_owned)),
     ("striptags", &["value"], striptags),
@@ -400,11 +399,4 @@ fn urlize(_: &mut State<'_, '_>, args: &Arguments) -> Result<Value, Error> {
         out.push_str(&after);
     }
     Ok(Value::from(out))
-}
-
-/// `"..." % value`.
-pub(crate) fn percent(template: &str, values: &[Value]) -> Result<Value, Error> {
-    // Floats go as Python prints them where the format asks for text.
-    let _ = float;
-    format(FormatStyle::Printf, template, values).map(Value::from)
 }
