@@ -889,8 +889,8 @@ class Mllama(nn.Module):
 # ----------------------------------------------------------------------------
 
 TEXT_LEN = 144      # tokens per image: a shared prefix, then as many question/answer pairs as fit
-KIND_WEIGHTS = {"count_all": 0.7, "count_shape": 0.7, "count_colour": 0.7, "colour": 0.6, "shape": 0.6, "left": 1.6,
-                "right": 1.6, "above": 1.6, "below": 1.6, "exists": 2.5, "size": 1, "position": 2}
+KIND_WEIGHTS = {"count_all": 0.8, "count_shape": 3, "count_colour": 0.5, "colour": 0.4, "shape": 0.4, "left": 1.4,
+                "right": 1.4, "above": 3, "below": 2.4, "exists": 2, "size": 0.6, "position": 1}
 
 # Training-only labels of every patch that lies on a shape or a digit.  They teach the vision layers what to look
 # for long before the answers alone would.

@@ -174,7 +174,7 @@ fn images_in_memory_are_named_by_digest_or_kept_whole() {
     assert!(jpeg.starts_with("data:image/jpeg;base64,/9j/"), "{jpeg}");
     assert_eq!(code(&pil().build().unwrap(), json!("a.png")), "image.not_pil");
 
-    let transparent = json!({"bytes": include_bytes!("images/rgba.png").as_slice()});
+    let transparent = json!({"bytes": include_bytes!("images/rgba.png").to_vec()});
     let task = pil().pil_format(PilFormat::Jpeg).build().unwrap();
     assert_eq!(code(&task, transparent), "image.not_jpeg_encodable");
 }

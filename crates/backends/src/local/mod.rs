@@ -15,6 +15,8 @@ mod random;
 mod row;
 mod sampler;
 mod sampling;
+#[cfg(test)]
+mod sampling_tests;
 mod stop;
 mod vocabulary;
 pub mod warpers;

@@ -5,9 +5,9 @@
 //! | 0 | log-probabilities of the model's own distribution, if asked for | vLLM, OpenAI |
 //! | 1 | `logit_bias` | transformers `SequenceBiasLogitsProcessor` |
 //! | 2 | `repetition_penalty` | transformers `RepetitionPenaltyLogitsProcessor` |
-//! | 3 | `frequency_penalty`, `presence_penalty` | vLLM, OpenAI |
-//! | 4 | `bad_words` | transformers `NoBadWordsLogitsProcessor` |
-//! | 5 | `min_new_tokens` | transformers `MinNewTokensLengthLogitsProcessor` |
+//! | 3 | `bad_words` | transformers `NoBadWordsLogitsProcessor` |
+//! | 4 | `min_new_tokens` | transformers `MinNewTokensLengthLogitsProcessor` |
+//! | 5 | `frequency_penalty`, `presence_penalty` | vLLM, OpenAI |
 //! | 6 | `constraint` | llguidance |
 //! | 7 | greedy: the highest logit, of equal ones the lowest id; the rest is for sampling only | |
 //! | 8 | `temperature` | transformers `TemperatureLogitsWarper` |
@@ -172,14 +172,14 @@ impl Sampler {
         if params.repetition_penalty != 1.0 {
             processors::repetition_penalty(logits, &self.history, params.repetition_penalty);
         }
+        processors::bad_words(logits, &self.history, &params.bad_words);
+        // The least number of tokens does not count the end token, as in transformers.
+        if step < params.min_new_tokens as usize {
+            processors::forbid(logits, &params.end_ids);
+        }
         if params.frequency_penalty != 0.0 || params.presence_penalty != 0.0 {
             let (frequency, presence) = (params.frequency_penalty, params.presence_penalty);
             processors::frequency_and_presence(logits, &self.history, frequency, presence);
-        }
-        processors::bad_words(logits, &self.history, &params.bad_words);
-        // The token chosen now is number `step + 1` and may be the last if that is enough.
-        if step < params.min_new_tokens as usize {
-            processors::forbid(logits, &params.end_ids);
         }
         if let Some(constraint) = &mut self.constraint {
             constraint.mask(logits)?;

@@ -5,7 +5,10 @@
 //! the border of a top-p set, those with higher ids stay, as after torch's stable sort.
 //!
 //! None sorts the vocabulary. The border of a top-p or typical-p set is found by a radix selection: probability mass is
-//! summed by the leading bits of the sort key, then once more within the one group that the border falls into.
+//! summed in buckets of the sort key, then once more within the one bucket that the border falls into.
+
+/// Buckets of a round of the selection, as a power of two.
+const BUCKET_BITS: u32 = 11;
 
 /// Tokens that can still be drawn, with scratch space. One serves any number of rows, one after the other.
 #[derive(Clone, Debug, Default)]
@@ -58,7 +61,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     // x = n ln 2 + r with |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds to an integer in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts, so that n times the first is exact.
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let clamped = if x > -87.0 { x } else { -87.0 };
     let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
@@ -75,14 +78,25 @@ pub(crate) fn exp(x: f32) -> f32 {
 
 /// Sum of `exp(logit - highest)`. The order of summation is fixed, whatever the machine.
 pub(crate) fn sum_exp(logits: &[f32], highest: f32) -> f64 {
+    let mut weights = [0f32; 256];
+    logits
+        .chunks(256)
+        .map(|chunk| {
+            let weights = &mut weights[..chunk.len()];
+            weights.iter_mut().zip(chunk).for_each(|(weight, &logit)| *weight = exp(logit - highest));
+            sum(weights)
+        })
+        .sum()
+}
+
+/// Sum in double precision, in a fixed order.
+fn sum(weights: &[f32]) -> f64 {
     let mut lanes = [0f64; 8];
-    let (chunks, rest) = logits.as_chunks::<8>();
+    let (chunks, rest) = weights.as_chunks::<8>();
     for chunk in chunks {
-        for (lane, &logit) in lanes.iter_mut().zip(chunk) {
-            *lane += f64::from(exp(logit - highest));
-        }
+        lanes.iter_mut().zip(chunk).for_each(|(lane, &weight)| *lane += f64::from(weight));
     }
-    lanes.iter().sum::<f64>() + rest.iter().map(|&logit| f64::from(exp(logit - highest))).sum::<f64>()
+    lanes.iter().sum::<f64>() + rest.iter().map(|&weight| f64::from(weight)).sum::<f64>()
 }
 
 /// Bits of a finite number or infinity that sort as the number does; both zeros are the same.
@@ -115,7 +129,10 @@ impl Candidates {
         let least = if top_k == 0 { f32::NEG_INFINITY } else { self.kth_largest(logits, top_k) };
         self.ids.clear();
         self.logits.clear();
-        if least == f32::NEG_INFINITY {
+        if least == f32::NEG_INFINITY && !logits.contains(&least) {
+            self.ids.extend(0..logits.len() as u32);
+            self.logits.extend_from_slice(logits);
+        } else if least == f32::NEG_INFINITY {
             for (id, &logit) in logits.iter().enumerate() {
                 if logit > f32::NEG_INFINITY {
                     self.ids.push(id as u32);
@@ -140,7 +157,7 @@ impl Candidates {
         let highest = highest(&self.logits);
         self.weights.clear();
         self.weights.extend(self.logits.iter().map(|&logit| exp(logit - highest)));
-        self.sum();
+        self.total = sum(&self.weights);
     }
 
     /// Keeps the smallest set of most probable tokens that reaches `top_p`, and at least one (`TopPLogitsWarper`).
@@ -150,18 +167,13 @@ impl Candidates {
         }
         let limit = (1.0 - top_p) as f32;
         let total = self.total as f32;
-        // Tokens that all together stay under the limit need no selection.
-        let small = (0.999 * (1.0 - top_p) / self.ids.len() as f64) as f32;
         let mut below = 0.0;
         if self.ids.len() > 1024 {
-            let mut lanes = [0f64; 8];
-            let (chunks, rest) = self.weights.as_chunks::<8>();
-            let cut = |weight: f32| if weight / total <= small { f64::from(weight / total) } else { 0.0 };
-            for chunk in chunks {
-                lanes.iter_mut().zip(chunk).for_each(|(lane, &weight)| *lane += cut(weight));
-            }
-            below = lanes.iter().sum::<f64>() + rest.iter().map(|&weight| cut(weight)).sum::<f64>();
-            self.retain(|_, weight| weight / total > small);
+            // Tokens that all together stay under the limit need no selection.
+            let small = (0.999 * (1.0 - top_p) / self.ids.len() as f64 * self.total) as f32;
+            let all = self.total;
+            self.retain(|_, weight| weight > small);
+            below = (all - sum(&self.weights)) / all;
         }
         self.keys.clear();
         self.keys.extend(self.logits.iter().map(|&logit| key(logit)));
@@ -183,7 +195,7 @@ impl Candidates {
             }
             key >= at
         });
-        self.sum();
+        self.total = sum(&self.weights);
     }
 
     /// Keeps tokens at least `min_p` times as probable as the most probable (`MinPLogitsWarper`).
@@ -194,7 +206,7 @@ impl Candidates {
         let total = self.total as f32;
         let least = min_p * (self.weights.iter().fold(0f32, |a, &b| a.max(b)) / total);
         self.retain(|_, weight| weight / total >= least);
-        self.sum();
+        self.total = sum(&self.weights);
     }
 
     /// Keeps the tokens whose information is nearest the distribution's entropy, until they reach `mass`
@@ -214,7 +226,7 @@ impl Candidates {
         self.keys.extend(self.logits.iter().map(|&logit| key((-normalized(logit) - entropy).abs())));
         if let Some(Border { key: last, .. }) = self.border(0.0, total, |cumulative| (cumulative as f32) < mass) {
             self.retain(|key, _| key <= last);
-            self.sum();
+            self.total = sum(&self.weights);
         }
     }
 
@@ -277,17 +289,25 @@ impl Candidates {
     /// Walks up the keys, adding up probabilities (`weight / total`) to `below`, as long as `goes_on` holds for the sum.
     /// Returns the key where it ceases to hold, or `None` if it never does.
     fn border(&mut self, mut below: f64, total: f32, goes_on: impl Fn(f64) -> bool) -> Option<Border> {
-        // Three rounds of the leading 11, the next 11 and the last 10 bits. `group` holds places in `keys`.
+        // Rounds over ever narrower ranges of keys, each cut into buckets of equal width; a range of 32 bits takes
+        // three. `group` holds places in `keys`.
         self.group.clear();
         self.group.extend(0..self.keys.len() as u32);
-        for (shift, bits) in [(21, 11), (10, 11), (0, 10)] {
-            let digit = |key: u32| (key >> shift) as usize & ((1 << bits) - 1);
+        for round in 0.. {
+            let keys = &self.keys;
+            let bounds = self.group.iter().fold((u32::MAX, 0), |(low, high), &place| {
+                let key = keys[place as usize];
+                (low.min(key), high.max(key))
+            });
+            let (low, range) = (bounds.0, bounds.1.checked_sub(bounds.0)?);
+            let shift = (u32::BITS - range.leading_zeros()).saturating_sub(BUCKET_BITS);
+            let bucket = |place: u32| ((keys[place as usize] - low) >> shift) as usize;
             self.mass.clear();
-            self.mass.resize(1 << bits, 0.0);
+            self.mass.resize(1 << BUCKET_BITS, 0.0);
             self.count.clear();
-            self.count.resize(1 << bits, 0);
+            self.count.resize(1 << BUCKET_BITS, 0);
             for &place in &self.group {
-                let at = digit(self.keys[place as usize]);
+                let at = bucket(place);
                 self.mass[at] += f64::from(self.weights[place as usize] / total);
                 self.count[at] += 1;
             }
@@ -305,19 +325,17 @@ impl Candidates {
             // Sums in another order may differ in the last bit: what was found in the round before is then its last.
             let at = match found {
                 Some(at) => at,
-                None if shift == 21 => return None,
+                None if round == 0 => return None,
                 None => {
                     let at = self.count.iter().rposition(|&count| count > 0)?;
                     below -= self.mass[at];
                     at
                 }
             };
-            let keys = &self.keys;
-            self.group.retain(|&place| digit(keys[place as usize]) == at);
             if shift == 0 {
-                let place = *self.group.first()? as usize;
-                return Some(Border { key: self.keys[place], below, count: self.count[at], mass: self.mass[at] });
+                return Some(Border { key: low + at as u32, below, count: self.count[at], mass: self.mass[at] });
             }
+            self.group.retain(|&place| bucket(place) == at);
         }
         None
     }
@@ -327,25 +345,16 @@ impl Candidates {
         let keyed = self.keys.len() == self.ids.len();
         let mut kept = 0;
         for i in 0..self.ids.len() {
-            if keep(if keyed { self.keys[i] } else { 0 }, self.weights[i]) {
-                self.ids[kept] = self.ids[i];
-                self.logits[kept] = self.logits[i];
-                self.weights[kept] = self.weights[i];
-                kept += 1;
-            }
+            // Moved in any case, since a branch would be guessed wrong half of the time.
+            let keeps = keep(if keyed { self.keys[i] } else { 0 }, self.weights[i]);
+            self.ids[kept] = self.ids[i];
+            self.logits[kept] = self.logits[i];
+            self.weights[kept] = self.weights[i];
+            kept += usize::from(keeps);
         }
         self.ids.truncate(kept);
         self.logits.truncate(kept);
         self.weights.truncate(kept);
         self.keys.clear();
-    }
-
-    fn sum(&mut self) {
-        let mut lanes = [0f64; 8];
-        let (chunks, rest) = self.weights.as_chunks::<8>();
-        for chunk in chunks {
-            lanes.iter_mut().zip(chunk).for_each(|(lane, &weight)| *lane += f64::from(weight));
-        }
-        self.total = lanes.iter().sum::<f64>() + rest.iter().map(|&weight| f64::from(weight)).sum::<f64>();
     }
 }
