@@ -80,7 +80,7 @@ def make_config(vocab_size, special_ids):
                 "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
                 "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
             },
-            "max_position_embeddings": 2048,
+            "max_position_embeddings": 16384,
             "tie_word_embeddings": False,
             "dropout": 0,
             "initializer_range": 0.02,
@@ -532,7 +532,7 @@ def build_tokenizer(out):
         "added_tokens_decoder": {str(i): {"content": n, **plain, "special": True} for n, i in special.items()},
         "bos_token": bos, "eos_token": "<|eot_id|>", "pad_token": "<|finetune_right_pad_id|>",
         "clean_up_tokenization_spaces": False, "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": 2048, "tokenizer_class": "PreTrainedTokenizerFast"}
+        "model_max_length": 16384, "tokenizer_class": "PreTrainedTokenizerFast"}
     if template.exists():
         settings["chat_template"] = json.loads(template.read_text())["chat_template"]
     write_json(out / "tokenizer_config.json", settings)
@@ -1452,7 +1452,7 @@ def make_samples(args):
         while True:
             scene = sample_scene(rng, grid, size=(h, w))
             pairs = [ask(scene, rng, kind) for kind in kinds]
-            if None in pairs or len(scene.shapes) < 2 or ("number" in kinds) != bool(scene.number):
+            if None in pairs or len(scene.shapes) < (2 if grid == (1, 1) else 3) or ("number" in kinds) != bool(scene.number):
                 continue
             if any(a in ("nothing", "0") for _, a in pairs):
                 continue

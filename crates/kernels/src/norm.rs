@@ -1,6 +1,6 @@
 //! RMSNorm, LayerNorm and softmax over the rows of `[rows, width]`.
 //!
-//! A row's sums are taken over [`LANES`] lanes, element i in lane i mod LANES, and the lanes are folded by halves: the
+//! A row's sums are taken over `LANES` lanes, element i in lane i mod LANES, and the lanes are folded by halves: the
 //! same order at every vector length and whatever the other rows are.
 
 use crate::cpu::Level;

@@ -1,4 +1,4 @@
-//! Attention by tiles with a running softmax: scores of a block of query rows and a block of [`BLOCK`] keys at a
+//! Attention by tiles with a running softmax: scores of a block of query rows and a block of `BLOCK` keys at a
 //! time, no score matrix, no mask tensor.
 //!
 //! A query row's result is a function of that row and its keys alone. Key blocks start at key 0 of their slice
