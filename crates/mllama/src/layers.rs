@@ -116,6 +116,16 @@ impl Linear {
             (Weight::Packed(packed), Some(Bias::Dense(bias))) => packed.forward_tensor(x)?.broadcast_add(bias)?,
         })
     }
+
+    /// [`Linear::forward`], then the exact GELU.
+    pub(crate) fn forward_gelu(&self, x: &Tensor) -> Result<Tensor> {
+        match (&self.weight, &self.bias) {
+            (Weight::Packed(packed), Some(Bias::Values(bias))) => {
+                Ok(packed.forward_tensor_with(x, Epilogue::BiasGelu(bias))?)
+            }
+            _ => Ok(self.forward(x)?.gelu_erf()?),
+        }
+    }
 }
 
 /// Root-mean-square norm (Zhang & Sennrich 2019). Computed in f32 and cast back before the weight is applied, as in

@@ -491,7 +491,7 @@ impl VisionLayer {
         let attended = attended.reshape((tokens, h))?;
         let x = add_gated(x, self.gate_attn, &self.o.forward(&attended)?)?;
         let normed = self.post_attention_layernorm.forward(&x)?;
-        let mlp = self.fc2.forward(&self.fc1.forward(&normed)?.gelu_erf()?)?;
+        let mlp = self.fc2.forward(&self.fc1.forward_gelu(&normed)?)?;
         add_gated(&x, self.gate_ffn, &mlp)
     }
 }
