@@ -1237,7 +1237,7 @@ def train(args):
         rate = schedule(progress)
         for group in adam.param_groups:
             group["lr"] = args.adam_lr * rate * group["scale"]
-        # The helper tasks lead at first and step back as the answers take over.
+        # The auxiliary tasks lead at first and step back as the answers take over.
         look = step % args.vision_every == 0 or len(pool) < args.vision_every
         if look:
             batch = next(data)
