@@ -48,31 +48,21 @@ impl SelfKv {
 
     /// A copy that may grow on its own: the prompt is computed once for all samples of a row.
     pub fn fork(&self) -> Result<Self> {
+        self.prefix(self.len, self.capacity)
+    }
+
+    /// A copy of the first `len` tokens with another capacity.
+    pub fn prefix(&self, len: usize, capacity: usize) -> Result<Self> {
         let copy = |x: &Tensor| -> Result<Tensor> {
-            let fresh = Tensor::zeros(x.shape(), x.dtype(), x.device())?;
-            if self.len > 0 {
-                fresh.slice_set(&x.narrow(0, 0, self.len)?, 0, 0)?;
+            let (_, heads, head_dim) = x.dims3()?;
+            let fresh = Tensor::zeros((capacity, heads, head_dim), x.dtype(), x.device())?;
+            if len > 0 {
+                fresh.slice_set(&x.narrow(0, 0, len)?, 0, 0)?;
             }
             Ok(fresh)
         };
         let layers = self.layers.iter().map(|(k, v)| Ok((copy(k)?, copy(v)?))).collect::<Result<_>>()?;
-        Ok(Self { layers, ..*self })
-    }
-
-    /// A copy of the first `len` tokens with another capacity.
-    pub fn prefix(&self, config: &TextConfig, len: usize, capacity: usize) -> Result<Self> {
-        let Some((k, _)) = self.layers.first() else {
-            return Ok(Self { layers: Vec::new(), len, capacity });
-        };
-        let mut fresh = Self::new(config, capacity, k.dtype(), k.device())?;
-        if len > 0 {
-            for ((from_k, from_v), (to_k, to_v)) in self.layers.iter().zip(&fresh.layers) {
-                to_k.slice_set(&from_k.narrow(0, 0, len)?, 0, 0)?;
-                to_v.slice_set(&from_v.narrow(0, 0, len)?, 0, 0)?;
-            }
-        }
-        fresh.len = len;
-        Ok(fresh)
+        Ok(Self { layers, len, capacity })
     }
 
     /// Writes a layer's keys and values of new tokens, `[tokens, kv_heads, head_dim]`, behind those that are there,

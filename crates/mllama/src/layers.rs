@@ -30,39 +30,39 @@ impl Loader<'_> {
         self.weights.tensor(name, shape, dtype, self.device)
     }
 
-    fn weight(&self, name: &str, outputs: usize, inputs: usize) -> Result<Weight> {
+    pub(crate) fn linear(&self, name: &str, outputs: usize, inputs: usize) -> Result<Linear> {
+        let name = format!("{name}.weight");
         let shape = [outputs, inputs];
         if self.path == Path::Portable {
-            return Ok(Weight::Dense(self.tensor(name, &shape)?));
+            return Ok(Linear::Dense { weight: self.tensor(&name, &shape)?, bias: None });
         }
-        let raw = self.weights.raw(name, &shape)?;
-        let packed = PackedLinear::pack_rows(Format::F32, outputs, inputs, |row, to| raw.row(row, to))?;
-        Ok(Weight::Packed(packed))
-    }
-
-    pub(crate) fn linear(&self, name: &str, outputs: usize, inputs: usize) -> Result<Linear> {
-        Ok(Linear { weight: self.weight(&format!("{name}.weight"), outputs, inputs)?, bias: None })
+        let raw = self.weights.raw(&name, &shape)?;
+        let weight = PackedLinear::pack_rows(Format::F32, outputs, inputs, |row, to| raw.row(row, to))?;
+        Ok(Linear::Packed { weight, bias: None })
     }
 
     pub(crate) fn linear_with_bias(&self, name: &str, outputs: usize, inputs: usize) -> Result<Linear> {
-        let linear = self.linear(name, outputs, inputs)?;
-        let name = format!("{name}.bias");
-        let bias = match self.path {
-            Path::Portable => Bias::Dense(self.tensor(&name, &[outputs])?),
-            Path::Kernels => Bias::Values(self.weights.values(&name, &[outputs])?),
-        };
-        Ok(Linear { bias: Some(bias), ..linear })
+        let bias_name = format!("{name}.bias");
+        Ok(match self.linear(name, outputs, inputs)? {
+            Linear::Dense { weight, .. } => Linear::Dense { weight, bias: Some(self.tensor(&bias_name, &[outputs])?) },
+            Linear::Packed { weight, .. } => {
+                Linear::Packed { weight, bias: Some(self.weights.values(&bias_name, &[outputs])?) }
+            }
+        })
     }
 
     /// A layer whose weight has another shape in the file, `[outputs, ...]`.
     pub(crate) fn linear_of_shape(&self, name: &str, shape: &[usize]) -> Result<Linear> {
         let (outputs, inputs) = (shape[0], shape[1..].iter().product());
-        let values = self.weights.values(name, shape)?;
-        let weight = match self.path {
-            Path::Kernels => Weight::Packed(PackedLinear::pack_f32(&values, outputs, inputs)?),
-            Path::Portable => Weight::Dense(self.tensor(name, shape)?.reshape((outputs, inputs))?),
-        };
-        Ok(Linear { weight, bias: None })
+        Ok(match self.path {
+            Path::Portable => {
+                Linear::Dense { weight: self.tensor(name, shape)?.reshape((outputs, inputs))?, bias: None }
+            }
+            Path::Kernels => {
+                let values = self.weights.values(name, shape)?;
+                Linear::Packed { weight: PackedLinear::pack_f32(&values, outputs, inputs)?, bias: None }
+            }
+        })
     }
 
     pub(crate) fn rms_norm(&self, name: &str, size: usize, eps: f64) -> Result<RmsNorm> {
@@ -83,46 +83,28 @@ impl Loader<'_> {
 
 /// `y = x Wᵀ + b`, `W` of `[outputs, inputs]`.
 #[derive(Debug)]
-pub(crate) struct Linear {
-    weight: Weight,
-    bias: Option<Bias>,
-}
-
-#[derive(Debug)]
-enum Weight {
-    Dense(Tensor),
-    Packed(PackedLinear),
-}
-
-#[derive(Debug)]
-enum Bias {
-    Dense(Tensor),
-    Values(Vec<f32>),
+pub(crate) enum Linear {
+    /// For candle's product.
+    Dense { weight: Tensor, bias: Option<Tensor> },
+    /// For the CPU kernels.
+    Packed { weight: PackedLinear, bias: Option<Vec<f32>> },
 }
 
 impl Linear {
     /// `[rows, inputs]` to `[rows, outputs]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(match (&self.weight, &self.bias) {
-            (Weight::Dense(weight), None) => x.matmul(&weight.t()?)?,
-            (Weight::Dense(weight), Some(Bias::Dense(bias))) => x.matmul(&weight.t()?)?.broadcast_add(bias)?,
-            (Weight::Dense(weight), Some(Bias::Values(bias))) => {
-                x.matmul(&weight.t()?)?.broadcast_add(&Tensor::new(bias.as_slice(), x.device())?)?
-            }
-            (Weight::Packed(packed), None) => packed.forward_tensor(x)?,
-            (Weight::Packed(packed), Some(Bias::Values(bias))) => {
-                packed.forward_tensor_with(x, Epilogue::Bias(bias))?
-            }
-            (Weight::Packed(packed), Some(Bias::Dense(bias))) => packed.forward_tensor(x)?.broadcast_add(bias)?,
+        Ok(match self {
+            Self::Dense { weight, bias: None } => x.matmul(&weight.t()?)?,
+            Self::Dense { weight, bias: Some(bias) } => x.matmul(&weight.t()?)?.broadcast_add(bias)?,
+            Self::Packed { weight, bias: None } => weight.forward_tensor(x)?,
+            Self::Packed { weight, bias: Some(bias) } => weight.forward_tensor_with(x, Epilogue::Bias(bias))?,
         })
     }
 
     /// [`Linear::forward`], then the exact GELU.
     pub(crate) fn forward_gelu(&self, x: &Tensor) -> Result<Tensor> {
-        match (&self.weight, &self.bias) {
-            (Weight::Packed(packed), Some(Bias::Values(bias))) => {
-                Ok(packed.forward_tensor_with(x, Epilogue::BiasGelu(bias))?)
-            }
+        match self {
+            Self::Packed { weight, bias: Some(bias) } => Ok(weight.forward_tensor_with(x, Epilogue::BiasGelu(bias))?),
             _ => Ok(self.forward(x)?.gelu_erf()?),
         }
     }

@@ -292,7 +292,7 @@ impl Engine {
         let capacity = (job.prompt.ids.len() + FIRST_ROOM).min(self.model.config().text.max_position_embeddings);
         let shared = self.shared_prefix(&job);
         let kv = match (&self.prefix, shared) {
-            (Some((_, prefix)), 1..) => prefix.prefix(&self.model.config().text, shared, capacity),
+            (Some((_, prefix)), 1..) => prefix.prefix(shared, capacity),
             _ => self.model.self_kv(capacity),
         };
         add(&self.stats.shared_prompt_tokens, shared as u64);
@@ -343,7 +343,7 @@ impl Engine {
             for sample in samples {
                 if sample.kv.len() == sample.kv.capacity() {
                     let capacity = (2 * sample.kv.capacity()).min(longest);
-                    sample.kv = sample.kv.prefix(&self.model.config().text, sample.kv.len(), capacity)?;
+                    sample.kv = sample.kv.prefix(sample.kv.len(), capacity)?;
                 }
                 wanted.push(ids.len() as u32);
                 ids.push(sample.next);
@@ -411,7 +411,7 @@ impl Engine {
             return;
         }
         // A prefix that can't be kept costs time, not answers.
-        if let Ok(copy) = kv.prefix(&self.model.config().text, len, len) {
+        if let Ok(copy) = kv.prefix(len, len) {
             self.prefix = Some((ids.to_vec(), copy));
         }
     }
