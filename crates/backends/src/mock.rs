@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use serde::{Deserialize, Serialize};
 use vgen_core::{
-    Backend, Content, Fault, FaultClass, FinishReason, Generation, Message, Part, Reply, Request, Response, Role,
-    SamplingParams, Timings, Usage,
+    Backend, Fault, FaultClass, FinishReason, Generation, Message, Reply, Request, Response, Role, SamplingParams,
+    Timings, Usage,
 };
 
 /// How often a waiting answer looks whether it is still wanted.
@@ -270,7 +270,7 @@ impl Script {
             reply.delta(sample, word);
         }
         let words = |text: &str| text.split_whitespace().count() as u64;
-        let prompt_words = || request.messages.iter().map(|message| words(&text_of(message))).sum();
+        let prompt_words = || request.messages.iter().map(|message| words(&message.plain_text())).sum();
         let elapsed = submitted.elapsed().as_secs_f64();
         Ok(Generation {
             finish_reason: Some(ended.unwrap_or(FinishReason::Stop)),
@@ -294,7 +294,7 @@ impl Script {
                 Piece::Sample => answer.push_str(&sample.to_string()),
                 Piece::Prompt => {
                     let asked = request.messages.iter().rev().find(|message| message.role == Role::User);
-                    answer.push_str(&asked.map(text_of).unwrap_or_default());
+                    answer.push_str(&asked.map(Message::plain_text).unwrap_or_default());
                 }
                 Piece::Images => {
                     let images: usize = request.messages.iter().map(|message| message.images().count()).sum();
@@ -303,19 +303,6 @@ impl Script {
             }
         }
         answer
-    }
-}
-
-fn text_of(message: &Message) -> String {
-    match &message.content {
-        Content::Text(text) => text.clone(),
-        Content::Parts(parts) => parts
-            .iter()
-            .filter_map(|part| match part {
-                Part::Text(text) => Some(text.as_str()),
-                Part::Image(_) => None,
-            })
-            .collect(),
     }
 }
 

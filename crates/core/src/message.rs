@@ -50,6 +50,20 @@ impl Message {
         Self { role, content: Content::Text(text.into()) }
     }
 
+    /// The texts of the message, one after the other.
+    pub fn plain_text(&self) -> String {
+        match &self.content {
+            Content::Text(text) => text.clone(),
+            Content::Parts(parts) => parts
+                .iter()
+                .filter_map(|part| match part {
+                    Part::Text(text) => Some(text.as_str()),
+                    Part::Image(_) => None,
+                })
+                .collect(),
+        }
+    }
+
     /// The images of the message in order.
     pub fn images(&self) -> impl Iterator<Item = &ImageRef> {
         let parts = match &self.content {

@@ -285,7 +285,8 @@ impl Preprocessor {
     /// Image tokens, beginning of text, then the messages' texts, each message a paragraph.
     fn encode_without_template(&self, messages: &[Message]) -> Result<EncodedPrompt, PrepareError> {
         let images = messages.iter().flat_map(Message::images).count();
-        let paragraphs: Vec<String> = messages.iter().map(text_of).filter(|text| !text.is_empty()).collect();
+        let paragraphs: Vec<String> =
+            messages.iter().map(Message::plain_text).filter(|text| !text.is_empty()).collect();
         let said = paragraphs.join("\n\n");
         let mut ids = vec![self.tokenizer.ids().image; images];
         ids.push(self.tokenizer.ids().bos);
@@ -311,19 +312,6 @@ impl Preprocessor {
     /// [`ImageError::UnsupportedFormat`] for floating-point pixels, [`ImageError::Empty`] without pixels.
     pub fn process_dynamic_image(&self, image: DynamicImage) -> Result<PixelTiles, ImageError> {
         self.processor.process_dynamic(image, "in memory")
-    }
-}
-
-fn text_of(message: &Message) -> String {
-    match &message.content {
-        Content::Text(text) => text.clone(),
-        Content::Parts(parts) => parts
-            .iter()
-            .filter_map(|part| match part {
-                Part::Text(text) => Some(text.as_str()),
-                Part::Image(_) => None,
-            })
-            .collect(),
     }
 }
 
