@@ -192,6 +192,8 @@ pub struct Preprocessor {
     processor: Option<MllamaImageProcessor>,
     /// Whether a raw prompt begins with the beginning-of-text token.
     raw_bos: bool,
+    /// What `tokenizer_config.json` calls the end-of-sequence token.
+    eos: Option<u32>,
     fetcher: ImageFetcher,
     variables: Map<String, Json>,
 }
@@ -234,16 +236,22 @@ impl Preprocessor {
         }
         // Models that see images were trained on raw prompts with it.
         let raw_bos = image.is_some() || settings.add_bos_token.unwrap_or_else(|| tokenizer.adds_bos());
+        let eos = settings.token("eos_token").and_then(|token| tokenizer.token_to_id(token));
         let mut variables = options.template_variables;
         if let Some(date) = options.date_string {
             variables.entry("date_string").or_insert(Json::String(date));
         }
-        Ok(Self { chat, tokenizer, processor, raw_bos, fetcher: ImageFetcher::new(options.limits), variables })
+        Ok(Self { chat, tokenizer, processor, raw_bos, eos, fetcher: ImageFetcher::new(options.limits), variables })
     }
 
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    /// The end-of-sequence token by `tokenizer_config.json`, for models whose other files don't name one.
+    pub fn eos_token(&self) -> Option<u32> {
+        self.eos
     }
 
     /// The image processor; `None` for a model that reads text only.

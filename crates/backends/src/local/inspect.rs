@@ -1,0 +1,69 @@
+//! [`inspect`]: what a model needs, known before anything large is read or fetched.
+
+use std::cell::RefCell;
+
+use vgen_core::Fault;
+use vgen_mllama::{Checkpoint, Config, hub};
+use vgen_task::image::MllamaImageProcessor;
+
+use super::{LocalOptions, MemoryPlan, ModelSource, free_memory};
+
+/// What `config.json` tells.
+#[derive(Clone, Debug)]
+pub struct Inspected {
+    /// The numbers of the network.
+    pub config: Config,
+    /// What it takes with the options that were given.
+    pub plan: MemoryPlan,
+    /// How images become tiles; `None` for a model that reads text only.
+    pub processor: Option<MllamaImageProcessor>,
+    /// The device, in words.
+    pub device: String,
+    /// The type of the computation.
+    pub dtype: String,
+    /// Bytes that are free now, where that is known (on the CPU of a Linux system).
+    pub free: Option<u64>,
+}
+
+/// Reads a model's `config.json`, and nothing else.
+///
+/// # Errors
+/// A stop fault if there is no such model, it is of an unsupported kind, or there is no such device.
+pub fn inspect(options: &LocalOptions) -> Result<Inspected, Fault> {
+    let device = options.device.open()?;
+    let dtype = options.dtype.on(&device)?;
+    let config_json = match &options.model {
+        ModelSource::Named(name) => named(name, options)?,
+        ModelSource::Embedded { files, .. } => Checkpoint::memory(files.iter().copied()).require("config.json")?,
+    };
+    let config = Config::from_json(&config_json)?;
+    let processor = match config.vision {
+        // The sizes of tiles are in both files, and held to be the same when the model is loaded.
+        Some(_) => Some(MllamaImageProcessor::from_json("{}", &config_json)?),
+        None => None,
+    };
+    let free = if device.is_cpu() { free_memory() } else { None };
+    Ok(Inspected {
+        plan: MemoryPlan::new(&config, dtype, options),
+        config,
+        processor,
+        device: format!("{:?}", device.location()).to_lowercase(),
+        dtype: dtype.as_str().to_owned(),
+        free,
+    })
+}
+
+/// The configuration of a folder or a repository on the hub. The search is broken off once it is seen.
+fn named(name: &str, options: &LocalOptions) -> Result<String, Fault> {
+    let seen = RefCell::new(None);
+    let accept = |config: &str| {
+        *seen.borrow_mut() = Some(config.to_owned());
+        Err(Fault::stop("plan.seen", "the configuration is all that is needed"))
+    };
+    let found = hub::resolve(name, &options.hub, &accept, None).map_err(Fault::from);
+    match (seen.into_inner(), found) {
+        (Some(config), _) => Ok(config),
+        (None, Err(fault)) => Err(fault),
+        (None, Ok(folder)) => Ok(Checkpoint::folder(folder.path).require("config.json")?),
+    }
+}
