@@ -37,6 +37,12 @@ pub(crate) enum Command {
     Run(Box<RunCommand>),
     /// Writes a checkpoint as one GGUF file with weights of fewer bits, which loads in seconds.
     Quantize(QuantizeCommand),
+    /// Says what a run of a local model takes, from its configuration and the headers of images alone.
+    #[command(after_help = EXIT_CODES)]
+    Plan(Box<PlanCommand>),
+    /// Runs a sample of a finished local run again, alone and beside others, and compares.
+    #[command(after_help = EXIT_CODES)]
+    Verify(Box<VerifyCommand>),
     /// Prints the messages that would be sent, {"messages": [...]} for each row, without loading a model.
     Render(Box<RenderCommand>),
 }
@@ -112,6 +118,47 @@ pub(crate) struct RenderCommand {
     pub(crate) rows: RowFlags,
     #[command(flatten)]
     pub(crate) task: TaskFlags,
+}
+
+/// The arguments of `vgen plan`.
+#[derive(Debug, Args)]
+pub(crate) struct PlanCommand {
+    /// A config file (TOML), as for vgen run.
+    #[arg(value_name = "CONFIG.toml")]
+    pub(crate) config: Option<PathBuf>,
+    /// Print the plan as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The speed to reckon with, in rows a second.
+    #[arg(long, value_name = "N", conflicts_with = "measured")]
+    pub(crate) rows_per_second: Option<f64>,
+    /// Reckon with the speeds of an earlier run with this model: the file that its --stats wrote.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) measured: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) flags: Flags,
+}
+
+/// The arguments of `vgen verify`: the run's own settings, and what to look at.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyCommand {
+    /// The output of the run.
+    #[arg(value_name = "OUTPUT")]
+    pub(crate) answers: PathBuf,
+    /// The run's config file (TOML); flags that it was given are to be given here, too.
+    #[arg(value_name = "CONFIG.toml")]
+    pub(crate) config: Option<PathBuf>,
+    /// How many rows to run again.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) sample: u32,
+    /// Which rows: another number, another sample.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) sample_seed: u64,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) flags: Flags,
 }
 
 /// The flags of every run.
@@ -350,6 +397,9 @@ pub(crate) struct RunFlags {
     /// Say nothing but errors: no progress, no warnings, no summary.
     #[arg(long, short, action = ArgAction::SetTrue)]
     quiet: bool,
+    /// Write what the run did and where its time went to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    stats: Option<PathBuf>,
     /// Seconds between lines of progress where standard error is no terminal [default: 10].
     #[arg(long, value_name = "SECONDS")]
     progress_interval: Option<f64>,
@@ -489,6 +539,7 @@ impl RunFlags {
     fn add_to(self, settings: &mut Settings) {
         settings.flag(("run", "row_timeout"), "--row-timeout", self.row_timeout);
         settings.flag(("run", "quiet"), "--quiet", given(self.quiet));
+        settings.flag(("run", "stats"), "--stats", self.stats);
         settings.flag(("run", "progress_interval"), "--progress-interval", self.progress_interval);
     }
 }
@@ -533,7 +584,7 @@ mod tests {
             --stop-token-ids 1,2 --ignore-eos --seed 1 --logprobs --top-logprobs 2 --echo --regex r --model m \
             --revision r --device cpu --dtype f32 --tensor-type a=f32 --kv-dtype f32 --reference hf4 --batch-size 2 --step-tokens 9 --threads 2 --prepare-threads 1 --image-cache 1GiB --memory 1GiB \
             --max-image-bytes 1 --max-image-pixels 1 --image-timeout 1 --max-redirects 1 \
-            --allow-private-addresses --row-timeout 1 --quiet --progress-interval 1";
+            --allow-private-addresses --row-timeout 1 --quiet --stats s --progress-interval 1";
         let Ok(args) = LocalArgs::try_parse_from(line.split_whitespace()) else { unreachable!("the line is valid") };
         let settings = args.local.flags.settings();
         let local = keys::backend("local").unwrap_or_default();
