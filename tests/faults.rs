@@ -121,8 +121,10 @@ fn logits_that_are_no_numbers_fail_their_row_alone() {
     for portable in [false, true] {
         let backend = load(folder.path(), portable);
         let good = neighbours();
-        let alone: BTreeMap<_, _> =
-            good.iter().map(|request| (request.row, bits(&run(&backend, std::slice::from_ref(request))[&request.row]))).collect();
+        let alone: BTreeMap<_, _> = good
+            .iter()
+            .map(|request| (request.row, bits(&run(&backend, std::slice::from_ref(request))[&request.row])))
+            .collect();
         let bad = [
             ask(100, None, &format!("tell me {POISON} now", POISON = POISON.0), 8),
             ask(101, Some(picture(1)), &format!("tell me {POISON} now", POISON = POISON.0), 8),

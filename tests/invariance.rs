@@ -150,7 +150,8 @@ fn assert_invariant(portable: bool) {
     ];
     for (name, run) in runs {
         let answers = run.answers(&requests);
-        let different: Vec<_> = answers.iter().filter(|(row, answer)| **answer != alone[*row]).map(|(row, _)| row).collect();
+        let different: Vec<_> =
+            answers.iter().filter(|(row, answer)| **answer != alone[*row]).map(|(row, _)| row).collect();
         assert!(different.is_empty(), "rows {different:?} differ with {name}");
     }
 }

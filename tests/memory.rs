@@ -60,10 +60,7 @@ fn write_checkpoint(folder: &Path) {
     for spec in &specs {
         let start = end;
         end += spec.elements() * 4;
-        header.insert(
-            spec.name.clone(),
-            json!({"dtype": "F32", "shape": spec.shape, "data_offsets": [start, end]}),
-        );
+        header.insert(spec.name.clone(), json!({"dtype": "F32", "shape": spec.shape, "data_offsets": [start, end]}));
     }
     let header = Value::Object(header).to_string();
     let mut file = BufWriter::new(File::create(folder.join("model.safetensors")).unwrap());

@@ -113,7 +113,8 @@ fn answers_are_those_of_transformers() {
 fn prompts_are_those_of_transformers() {
     for name in ["chatml", "base"] {
         let checkpoint = Checkpoint::folder(folder(name));
-        let (config, tokenizer) = (checkpoint.require("config.json").unwrap(), std::fs::read(folder(name).join("tokenizer.json")).unwrap());
+        let (config, tokenizer) =
+            (checkpoint.require("config.json").unwrap(), std::fs::read(folder(name).join("tokenizer.json")).unwrap());
         let settings = checkpoint.require("tokenizer_config.json").unwrap();
         let prompts = |settings: &str| {
             let files = ModelFiles {

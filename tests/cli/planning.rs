@@ -83,9 +83,26 @@ fn stats_say_where_the_time_went_and_a_plan_can_reckon_with_them() {
 #[test]
 fn a_run_is_verified_and_a_changed_answer_is_found() {
     let (scratch, model) = (scratch(), model("mllama/tiny-hublike"));
-    let row = |n: u32| format!("{{\"instruction\": \"Question {n}?\", \"image\": \"{}\"}}\n", ["a.png", "wide.png", "none.png"][n as usize % 3]);
+    let row = |n: u32| {
+        format!(
+            "{{\"instruction\": \"Question {n}?\", \"image\": \"{}\"}}\n",
+            ["a.png", "wide.png", "none.png"][n as usize % 3]
+        )
+    };
     scratch.file("many.jsonl", (0..12).map(row).collect::<String>());
-    let args = ["--model", &model, "--input", "many.jsonl", "--max-new-tokens", "6", "--num-generations", "2", "--temperature", "0.8", "--logprobs"];
+    let args = [
+        "--model",
+        &model,
+        "--input",
+        "many.jsonl",
+        "--max-new-tokens",
+        "6",
+        "--num-generations",
+        "2",
+        "--temperature",
+        "0.8",
+        "--logprobs",
+    ];
     scratch.vgen_local(&[&args[..], &["--output", "out.jsonl"]].concat()).exits(1);
     let verify = |more: &[&str]| scratch.vgen(&[&["verify", "out.jsonl"], &args[..], more].concat());
     let ended = verify(&["--sample", "5"]).exits(0);
@@ -102,7 +119,11 @@ fn a_run_is_verified_and_a_changed_answer_is_found() {
     changed["generation"] = "something else".into();
     scratch.file("out.jsonl", lines.replacen(first, &changed.to_string(), 1));
     let ended = verify(&[]).exits(1);
-    assert!(ended.stdout.contains("row 0, 1 at a time: generation: \"something else\" was written"), "{}", ended.stdout);
+    assert!(
+        ended.stdout.contains("row 0, 1 at a time: generation: \"something else\" was written"),
+        "{}",
+        ended.stdout
+    );
     scratch.file("out.jsonl", lines.lines().skip(1).collect::<Vec<_>>().join("\n"));
     verify(&[]).exits(3).says("another row's");
 }

@@ -85,7 +85,8 @@ fn goldens_hold_in_mixed_batches() {
             for (row, result) in receive {
                 let (_, golden, case) = &recorded[row];
                 let what = format!("{checkpoint} {reference} {}", case.name);
-                let generation = result.unwrap_or_else(|fault| panic!("{what}: {fault}")).generations.remove(0).unwrap();
+                let generation =
+                    result.unwrap_or_else(|fault| panic!("{what}: {fault}")).generations.remove(0).unwrap();
                 let (_, expected) = golden.i64(&format!("tokens.{reference}")).unwrap();
                 let found = generation.token_ids.unwrap();
                 assert_eq!(found.iter().map(|token| i64::from(*token)).collect::<Vec<_>>(), expected, "{what}");

@@ -1,14 +1,16 @@
 //! [`inspect`]: what a model needs, known before anything large is read or fetched.
 
 use std::cell::RefCell;
+use std::path::Path;
 
+use serde_json::Value;
 use vgen_core::Fault;
-use vgen_mllama::{Checkpoint, Config, hub};
+use vgen_mllama::{Checkpoint, Config, Stored, Weights, hub};
 use vgen_task::image::MllamaImageProcessor;
 
-use super::{LocalOptions, MemoryPlan, ModelSource, free_memory};
+use super::{LocalOptions, MemoryPlan, ModelSource, Precision, free_memory};
 
-/// What `config.json` tells.
+/// What `config.json` and headers tell.
 #[derive(Clone, Debug)]
 pub struct Inspected {
     /// The numbers of the network.
@@ -19,22 +21,23 @@ pub struct Inspected {
     pub processor: Option<MllamaImageProcessor>,
     /// The device, in words.
     pub device: String,
-    /// The type of the computation.
+    /// The types of the computation, in words.
     pub dtype: String,
     /// Bytes that are free now, where that is known (on the CPU of a Linux system).
     pub free: Option<u64>,
 }
 
-/// Reads a model's `config.json`, and nothing else.
+/// Reads a model's `config.json` and, where they are on this machine, the headers of its weight files.
 ///
 /// # Errors
 /// A stop fault if there is no such model, it is of an unsupported kind, or there is no such device.
 pub fn inspect(options: &LocalOptions) -> Result<Inspected, Fault> {
     let device = options.device.open()?;
-    let dtype = options.dtype.on(&device)?;
-    let config_json = match &options.model {
-        ModelSource::Named(name) => named(name, options)?,
-        ModelSource::Embedded { files, .. } => Checkpoint::memory(files.iter().copied()).require("config.json")?,
+    let (config_json, weights) = match &options.model {
+        ModelSource::Named(name) if Path::new(name).is_file() => of(&Checkpoint::gguf(name)?)?,
+        ModelSource::Named(name) if Path::new(name).is_dir() => of(&Checkpoint::folder(name))?,
+        ModelSource::Named(name) => (on_the_hub(name, options)?, None),
+        ModelSource::Embedded { files, .. } => of(&Checkpoint::memory(files.iter().copied()))?,
     };
     let config = Config::from_json(&config_json)?;
     let processor = match config.vision {
@@ -43,18 +46,38 @@ pub fn inspect(options: &LocalOptions) -> Result<Inspected, Fault> {
         None => None,
     };
     let free = if device.is_cpu() { free_memory() } else { None };
+    let promised = promised_type(&config_json);
+    let stored = |name: &str| weights.as_ref().and_then(|weights| weights.stored(name)).unwrap_or(promised.clone());
+    let precision = Precision::choose(options, &device, &config, &stored, free)?;
     Ok(Inspected {
-        plan: MemoryPlan::new(&config, dtype, options),
+        plan: MemoryPlan::new(&config, &precision, options),
         config,
         processor,
         device: format!("{:?}", device.location()).to_lowercase(),
-        dtype: dtype.as_str().to_owned(),
+        dtype: precision.to_string(),
         free,
     })
 }
 
-/// The configuration of a folder or a repository on the hub. The search is broken off once it is seen.
-fn named(name: &str, options: &LocalOptions) -> Result<String, Fault> {
+/// The configuration, and the headers of the weights if these are there.
+fn of(checkpoint: &Checkpoint) -> Result<(String, Option<Weights>), Fault> {
+    Ok((checkpoint.require("config.json")?, checkpoint.weights().ok()))
+}
+
+/// The type of the weights that a configuration names.
+fn promised_type(config_json: &str) -> Stored {
+    let config: Value = serde_json::from_str(config_json).unwrap_or_default();
+    let texts = [&config, &config["text_config"]];
+    let mut named = texts.iter().flat_map(|part| [&part["torch_dtype"], &part["dtype"]]).filter_map(Value::as_str);
+    match named.next() {
+        Some("bfloat16") => Stored::Bf16,
+        Some("float16") => Stored::F16,
+        _ => Stored::F32,
+    }
+}
+
+/// The configuration of a repository on the hub. The search is broken off once it is seen.
+fn on_the_hub(name: &str, options: &LocalOptions) -> Result<String, Fault> {
     let seen = RefCell::new(None);
     let accept = |config: &str| {
         *seen.borrow_mut() = Some(config.to_owned());

@@ -2,6 +2,7 @@
 
 mod ask;
 mod plan;
+mod quantize;
 mod render;
 mod rows;
 mod verify;
@@ -12,7 +13,7 @@ use std::path::Path;
 use vgen_core::Fault;
 use vgen_dataset::{JsonlOptions, JsonlSink, JsonlSource, SinkOptions};
 
-use crate::args::{Flags, LocalCommand, PlanCommand, RenderCommand, RunCommand, VerifyCommand};
+use crate::args::{Flags, LocalCommand, PlanCommand, QuantizeCommand, RenderCommand, RunCommand, VerifyCommand};
 use crate::messages::Messages;
 use crate::settings::{Origin, Settings};
 use crate::table::{Config, Place};
@@ -83,6 +84,11 @@ fn local_settings(config: Option<&Path>, flags: Flags, command: &'static str) ->
     }
     settings.overlay(flags.settings());
     Ok(settings)
+}
+
+/// `vgen quantize`.
+pub(crate) fn quantize(args: &QuantizeCommand, messages: &Messages) -> Result<u8, Fault> {
+    quantize::run(args, messages)
 }
 
 /// `vgen render`.

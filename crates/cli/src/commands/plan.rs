@@ -278,7 +278,8 @@ impl Report {
             line("images kept", format!("up to {}", Bytes(self.plan.image_cache)));
         }
         if let Some(rows) = &self.rows {
-            let faulty = if rows.faulty_rows > 0 { format!(", {} can't be run", rows.faulty_rows) } else { String::new() };
+            let faulty =
+                if rows.faulty_rows > 0 { format!(", {} can't be run", rows.faulty_rows) } else { String::new() };
             line("rows", format!("{}{faulty}", rows.rows));
             if rows.images > 0 {
                 let unseen = match rows.unseen_images {
@@ -287,17 +288,22 @@ impl Report {
                 };
                 line("images", format!("{}, {} different{unseen}", rows.images, rows.different_images));
                 let bytes = Bytes(rows.cross_kv_bytes);
-                line("tiles", format!("{}, {} different: {bytes} of keys and values", rows.tiles, rows.different_tiles));
+                line(
+                    "tiles",
+                    format!("{}, {} different: {bytes} of keys and values", rows.tiles, rows.different_tiles),
+                );
             }
             let tokens = format!("about {}, longest about {}", rows.prompt_tokens_about, rows.longest_prompt_about);
             line("prompt tokens", tokens);
         }
-        let answers = if self.num_generations > 1 { format!(", {} answers", self.num_generations) } else { String::new() };
+        let answers =
+            if self.num_generations > 1 { format!(", {} answers", self.num_generations) } else { String::new() };
         let row = Bytes(self.row_bytes);
         line("largest row", format!("{row} with {} new tokens{answers}", self.max_new_tokens));
         if let Some(room) = self.room {
             let what = if self.plan.memory.is_some() { "allowed" } else { "free" };
-            let fit = self.rows_that_fit.map_or_else(|| "not even the weights".to_owned(), |n| format!("{n} rows at a time"));
+            let fit =
+                self.rows_that_fit.map_or_else(|| "not even the weights".to_owned(), |n| format!("{n} rows at a time"));
             line("fits", format!("{fit} in {} {what}; --batch-size is {}", Bytes(room), self.batch_size));
         }
         if let Some(seconds) = self.seconds {
@@ -313,7 +319,5 @@ fn expected(engine: &EngineReport, rows: &Rows, new_tokens: u64) -> f64 {
     let tile = each(engine.encode_seconds, engine.tiles_encoded);
     let prompt_token = each(engine.prefill_seconds, engine.prompt_tokens);
     let new_token = each(engine.decode_seconds + engine.sample_seconds, engine.generated_tokens);
-    rows.different_tiles as f64 * tile
-        + rows.prompt_tokens_about as f64 * prompt_token
-        + new_tokens as f64 * new_token
+    rows.different_tiles as f64 * tile + rows.prompt_tokens_about as f64 * prompt_token + new_tokens as f64 * new_token
 }

@@ -132,12 +132,8 @@ fn mix(number: u64) -> u64 {
 
 fn as_text(verified: &Verified) -> String {
     let passes: Vec<String> = verified.passes.iter().map(usize::to_string).collect();
-    let mut text = format!(
-        "{} rows run again, {} at a time, {} tokens: ",
-        verified.rows,
-        passes.join(", then "),
-        verified.tokens
-    );
+    let mut text =
+        format!("{} rows run again, {} at a time, {} tokens: ", verified.rows, passes.join(", then "), verified.tokens);
     if verified.differences.is_empty() {
         return text + "all as they were written\n";
     }
