@@ -57,11 +57,6 @@ pub(crate) fn run(args: RunCommand, messages: &Messages) -> Result<u8, Fault> {
     rows::run(config, &messages)
 }
 
-/// `vgen quantize`.
-pub(crate) fn quantize(args: &QuantizeCommand, messages: &Messages) -> Result<u8, Fault> {
-    quantize::run(args, messages)
-}
-
 /// `vgen plan`.
 pub(crate) fn plan(args: PlanCommand, messages: &Messages) -> Result<u8, Fault> {
     let PlanCommand { config, json, rows_per_second, measured, flags } = args;
@@ -89,6 +84,11 @@ fn local_settings(config: Option<&Path>, flags: Flags, command: &'static str) ->
     }
     settings.overlay(flags.settings());
     Ok(settings)
+}
+
+/// `vgen quantize`.
+pub(crate) fn quantize(args: &QuantizeCommand, messages: &Messages) -> Result<u8, Fault> {
+    quantize::run(args, messages)
 }
 
 /// `vgen render`.
