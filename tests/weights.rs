@@ -14,7 +14,7 @@ fn fixture(name: &str) -> Checkpoint {
 }
 
 const VISION: &str = "mllama/tiny-hublike";
-const TEXT: &str = "llama/smollm";
+const TEXT: &str = "llama/chatml";
 
 fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Model {
     Model::load(checkpoint, options, &|_, _| {}).unwrap()
