@@ -3,9 +3,8 @@
 use std::cell::RefCell;
 use std::path::Path;
 
-use serde_json::Value;
 use vgen_core::Fault;
-use vgen_mllama::{Checkpoint, Config, Stored, Weights, hub};
+use vgen_mllama::{Checkpoint, Config, Weights, hub};
 use vgen_task::image::MllamaImageProcessor;
 
 use super::{LocalOptions, MemoryPlan, ModelSource, Precision, free_memory};
@@ -46,8 +45,7 @@ pub fn inspect(options: &LocalOptions) -> Result<Inspected, Fault> {
         None => None,
     };
     let free = if device.is_cpu() { free_memory() } else { None };
-    let promised = promised_type(&config_json);
-    let stored = |name: &str| weights.as_ref().and_then(|weights| weights.stored(name)).unwrap_or(promised.clone());
+    let stored = |name: &str| weights.as_ref().and_then(|weights| weights.stored(name)).unwrap_or(config.stored);
     let precision = Precision::choose(options, &device, &config, &stored, free)?;
     Ok(Inspected {
         plan: MemoryPlan::new(&config, &precision, options),
@@ -62,18 +60,6 @@ pub fn inspect(options: &LocalOptions) -> Result<Inspected, Fault> {
 /// The configuration, and the headers of the weights if these are there.
 fn of(checkpoint: &Checkpoint) -> Result<(String, Option<Weights>), Fault> {
     Ok((checkpoint.require("config.json")?, checkpoint.weights().ok()))
-}
-
-/// The type of the weights that a configuration names.
-fn promised_type(config_json: &str) -> Stored {
-    let config: Value = serde_json::from_str(config_json).unwrap_or_default();
-    let texts = [&config, &config["text_config"]];
-    let mut named = texts.iter().flat_map(|part| [&part["torch_dtype"], &part["dtype"]]).filter_map(Value::as_str);
-    match named.next() {
-        Some("bfloat16") => Stored::Bf16,
-        Some("float16") => Stored::F16,
-        _ => Stored::F32,
-    }
 }
 
 /// The configuration of a repository on the hub. The search is broken off once it is seen.
