@@ -7,12 +7,13 @@ use serde_json::{Map, Value};
 
 use crate::messages::Color;
 use crate::quantity;
+use crate::remote::flags::RemoteFlags;
 use crate::settings::{Origin, Settings};
 use crate::version;
 
 const EXIT_CODES: &str = "Exit codes: 0 all rows done; 1 finished, some rows failed (see their column \"error\"); \
 2 mistake in arguments, configuration or output; 3 input unreadable; 4 model missing or unsupported; \
-5 does not fit in memory; 6 backend lost; 130 interrupted.";
+5 does not fit in memory; 6 backend lost; 7 spend cap reached; 130 interrupted.";
 
 /// Asks a vision model about every row of a data set, offline or through an endpoint.
 #[derive(Debug, Parser)]
@@ -31,6 +32,9 @@ pub(crate) enum Command {
     /// Runs a model in this process; the same as the program vgen-local.
     #[command(after_help = EXIT_CODES)]
     Local(Box<LocalCommand>),
+    /// Asks an endpoint or another server; the same as the program vgen-remote.
+    #[command(after_help = EXIT_CODES)]
+    Remote(Box<RemoteCommand>),
     /// Runs what a config file says; flags override it.
     #[command(after_help = EXIT_CODES)]
     Run(Box<RunCommand>),
@@ -55,14 +59,46 @@ pub(crate) struct LocalCommand {
     /// Run the small model that is part of this program, on its sample images unless told otherwise. Needs no network.
     #[arg(long, conflicts_with_all = ["model", "revision"])]
     pub(crate) demo: bool,
+    #[command(flatten)]
+    pub(crate) question: QuestionFlags,
+    #[command(flatten)]
+    pub(crate) flags: Flags,
+    #[command(flatten)]
+    pub(crate) model: ModelFlags,
+}
+
+/// Asks Hugging Face InferenceEndpoints, its router or any OpenAI-compatible server, over the rows of a file or for one
+/// question.
+#[derive(Debug, Parser)]
+#[command(name = "vgen-remote", version, long_version = version::LONG, after_help = EXIT_CODES, max_term_width = 100)]
+pub(crate) struct RemoteArgs {
+    #[command(flatten)]
+    pub(crate) remote: Box<RemoteCommand>,
+    /// When messages are coloured; NO_COLOR is honoured.
+    #[arg(long, value_name = "WHEN", default_value = "auto", value_enum)]
+    pub(crate) color: Color,
+}
+
+/// The arguments of `vgen remote`.
+#[derive(Debug, Args)]
+pub(crate) struct RemoteCommand {
+    #[command(flatten)]
+    pub(crate) question: QuestionFlags,
+    #[command(flatten)]
+    pub(crate) flags: Flags,
+    #[command(flatten)]
+    pub(crate) remote: RemoteFlags,
+}
+
+/// One question instead of a file of rows.
+#[derive(Debug, Args)]
+pub(crate) struct QuestionFlags {
     /// Ask about this image file or URL instead of a file of rows; several times for several images.
     #[arg(long, value_name = "FILE", requires = "prompt", conflicts_with = "input")]
     pub(crate) image: Vec<String>,
     /// Ask this; the answer is printed as it comes.
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["input", "output", "limit"])]
     pub(crate) prompt: Option<String>,
-    #[command(flatten)]
-    pub(crate) flags: Flags,
 }
 
 /// The arguments of `vgen run`.
@@ -73,6 +109,10 @@ pub(crate) struct RunCommand {
     pub(crate) config: PathBuf,
     #[command(flatten)]
     pub(crate) flags: Flags,
+    #[command(flatten)]
+    pub(crate) model: ModelFlags,
+    #[command(flatten)]
+    pub(crate) remote: RemoteFlags,
 }
 
 /// The arguments of `vgen render`.
@@ -96,8 +136,6 @@ pub(crate) struct Flags {
     pub(crate) task: TaskFlags,
     #[command(flatten)]
     pub(crate) sampling: SamplingFlags,
-    #[command(flatten)]
-    pub(crate) model: ModelFlags,
     #[command(flatten)]
     pub(crate) images: ImageFlags,
     #[command(flatten)]
@@ -328,7 +366,6 @@ impl Flags {
         self.rows.add_to(&mut settings);
         self.task.add_to(&mut settings);
         self.sampling.add_to(&mut settings);
-        self.model.add_to(&mut settings);
         self.images.add_to(&mut settings);
         self.run.add_to(&mut settings);
         settings
@@ -422,7 +459,8 @@ impl SamplingFlags {
 }
 
 impl ModelFlags {
-    fn add_to(self, settings: &mut Settings) {
+    /// Lays what was given over the settings.
+    pub(crate) fn add_to(self, settings: &mut Settings) {
         settings.flag(("backend", "model"), "--model", self.model);
         settings.flag(("backend", "revision"), "--revision", self.revision);
         settings.flag(("backend", "device"), "--device", self.device);
@@ -483,6 +521,7 @@ mod tests {
     fn command_lines_are_consistent() {
         VgenArgs::command().debug_assert();
         LocalArgs::command().debug_assert();
+        RemoteArgs::command().debug_assert();
     }
 
     #[test]
@@ -498,12 +537,9 @@ mod tests {
             --max-image-bytes 1 --max-image-pixels 1 --image-timeout 1 --max-redirects 1 \
             --allow-private-addresses --row-timeout 1 --quiet --progress-interval 1";
         let Ok(args) = LocalArgs::try_parse_from(line.split_whitespace()) else { unreachable!("the line is valid") };
-        let settings = args.local.flags.settings();
-        let local = keys::backend("local").unwrap_or_default();
-        for (table, name, _) in settings.iter() {
-            let known = KEYS.iter().chain(local).any(|key| (key.table, key.name) == (table, name));
-            assert!(known, "[{table}] {name}");
-        }
+        let mut settings = args.local.flags.settings();
+        args.local.model.add_to(&mut settings);
+        assert_known(&settings, "local");
         let given: Vec<_> = line.split_whitespace().filter(|word| word.starts_with("--")).collect();
         assert_eq!(settings.iter().count(), given.len());
         // What is not in the line has no key of its own, or excludes another flag of the line.
@@ -513,5 +549,41 @@ mod tests {
             let seen = given.iter().any(|word| word.split('=').next() == Some(&flag));
             assert!(seen || others.contains(&flag.as_str()), "{flag}");
         }
+    }
+
+    fn assert_known(settings: &Settings, backend: &str) {
+        let keys = keys::backend(backend).unwrap_or_default();
+        for (table, name, _) in settings.iter() {
+            let known = KEYS.iter().chain(keys).any(|key| (key.table, key.name) == (table, name));
+            assert!(known, "[{table}] {name}");
+        }
+    }
+
+    #[test]
+    fn every_flag_of_the_remote_backend_sets_a_key() {
+        let line = "--model-id m --endpoint-name e --endpoint-namespace n --base-url u --api-key-env K \
+            --model-display-name d --endpoints-url u --hub-url u --resume-endpoint=false --endpoint-timeout 1 \
+            --endpoint-poll 1 --protocol chat --dialect tgi --chat-template t --http-version 2 --header a=b \
+            --extra-body {} --native-n --stream --inline-images --shrink-to-pixels 9 --response-format {} --tools t \
+            --tool-choice auto --tool-prompt p --keep-reasoning --max-response-bytes 1MiB --max-in-flight 3 \
+            --adaptive=false --requests-per-minute 1 --tokens-per-minute 1 --max-attempts 1 --max-elapsed 1 \
+            --backoff-base 1 --backoff-max 1 --connect-timeout 1 --first-byte-timeout 1 --idle-timeout 1 \
+            --total-timeout 1 --spend-requests 1 --spend-tokens 1";
+        let words = line.split_whitespace();
+        let Ok(args) = RemoteArgs::try_parse_from(std::iter::once("vgen-remote").chain(words.clone())) else {
+            unreachable!("the line is valid")
+        };
+        let mut settings = Settings::default();
+        args.remote.remote.add_to(&mut settings);
+        assert_known(&settings, "inference-endpoints");
+        let given: Vec<_> = words.filter_map(|word| word.strip_prefix("--")).collect();
+        assert_eq!(settings.iter().count(), given.len());
+        for key in keys::backend("inference-endpoints").into_iter().flatten().filter(|key| key.name != "kind") {
+            assert!(settings.get("backend", key.name).is_some(), "{} has no flag", key.name);
+        }
+        let Ok(args) = RemoteArgs::try_parse_from(["vgen-remote", "--api-key-file", "k"]) else { unreachable!() };
+        let mut settings = Settings::default();
+        args.remote.remote.add_to(&mut settings);
+        assert!(settings.get("backend", "api_key").is_some());
     }
 }

@@ -9,7 +9,7 @@ use std::io::Write;
 use vgen_core::Fault;
 use vgen_dataset::{JsonlOptions, JsonlSink, JsonlSource, SinkOptions};
 
-use crate::args::{LocalCommand, RenderCommand, RunCommand};
+use crate::args::{LocalCommand, QuestionFlags, RemoteCommand, RenderCommand, RunCommand};
 use crate::messages::Messages;
 use crate::settings::{Origin, Settings};
 use crate::table::{Config, Place};
@@ -17,13 +17,39 @@ use crate::{config_file, demo, exit, print_config, resolve};
 
 /// `vgen-local` and `vgen local`.
 pub(crate) fn local(args: LocalCommand, messages: &Messages) -> Result<u8, Fault> {
-    let LocalCommand { demo, image, prompt, flags } = args;
+    let LocalCommand { demo, question, flags, model } = args;
     let print = flags.print_config;
     let mut settings = flags.settings();
+    model.add_to(&mut settings);
     settings.set("backend", "kind", "local".into(), Origin::Command("vgen-local"));
     if demo {
         settings.set("backend", "model", demo::MODEL.into(), Origin::Flag("--demo"));
     }
+    one_command(settings, question, demo, print, messages)
+}
+
+/// `vgen-remote` and `vgen remote`.
+pub(crate) fn remote(args: RemoteCommand, messages: &Messages) -> Result<u8, Fault> {
+    let RemoteCommand { question, flags, remote } = args;
+    let print = flags.print_config;
+    let mut settings = flags.settings();
+    remote.add_to(&mut settings);
+    settings.set("backend", "kind", "inference-endpoints".into(), Origin::Command("vgen-remote"));
+    if question.prompt.is_some() && settings.get("backend", "stream").is_none() {
+        settings.set("backend", "stream", true.into(), Origin::Command("--prompt"));
+    }
+    one_command(settings, question, false, print, messages)
+}
+
+/// A command without a config file: one question, or rows.
+fn one_command(
+    mut settings: Settings,
+    question: QuestionFlags,
+    demo: bool,
+    print: bool,
+    messages: &Messages,
+) -> Result<u8, Fault> {
+    let QuestionFlags { image, prompt } = question;
     if prompt.is_some() && image.is_empty() && settings.get("task", "image_required").is_none() {
         // A question without an image was meant as one.
         settings.set("task", "image_required", false.into(), Origin::Command("no --image"));
@@ -44,7 +70,10 @@ pub(crate) fn local(args: LocalCommand, messages: &Messages) -> Result<u8, Fault
 pub(crate) fn run(args: RunCommand, messages: &Messages) -> Result<u8, Fault> {
     let print = args.flags.print_config;
     let mut settings = config_file::read(&args.config)?;
-    settings.overlay(args.flags.settings());
+    let mut flags = args.flags.settings();
+    args.model.add_to(&mut flags);
+    args.remote.add_to(&mut flags);
+    settings.overlay(flags);
     if print {
         return show_config(&settings);
     }
