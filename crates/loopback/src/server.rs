@@ -46,7 +46,7 @@ pub struct Received {
     pub version: Version,
     /// Headers, names in lower case.
     pub headers: HeaderMap,
-    /// The body.
+    /// The body; empty where none is kept.
     pub body: Bytes,
 }
 
@@ -87,7 +87,8 @@ impl Server {
         Self::launch(Box::new(script), true, 1)
     }
 
-    /// Starts a server on `threads` threads that keeps no request, for load measurements.
+    /// Starts a server on `threads` threads that keeps no request and throws bodies away as they come, for load
+    /// measurements.
     pub fn start_unrecorded(
         threads: usize,
         script: impl Fn(&Received) -> Answer + Send + Sync + 'static,
@@ -202,8 +203,15 @@ async fn serve(
     reset: Arc<AtomicBool>,
 ) -> Result<Response<Body>, io::Error> {
     let in_flight = InFlight::enter(&state);
-    let (parts, body) = request.into_parts();
-    let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+    let (parts, mut body) = request.into_parts();
+    let body = if state.record {
+        body.collect().await.map_err(io::Error::other)?.to_bytes()
+    } else {
+        while let Some(frame) = body.frame().await {
+            frame.map_err(io::Error::other)?;
+        }
+        Bytes::new()
+    };
     let received = Received {
         number: state.requests.fetch_add(1, Ordering::SeqCst),
         connection,

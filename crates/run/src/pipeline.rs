@@ -152,6 +152,8 @@ impl Pipeline {
         let cancel = CancelToken::default();
         let (events, received) = unbounded();
         let name = self.source.name().to_owned();
+        // The feeder ends with the last question; a backend that goes away then takes the last answers with it.
+        let _until_answered = Arc::clone(&self.backend);
         let feeder = Feeder {
             source: self.source,
             task: Arc::clone(&self.task),

@@ -53,6 +53,8 @@ pub enum Dialect {
     Tgi,
     /// vLLM: `top_k`, `min_p`, `repetition_penalty`, `structured_outputs` and more.
     Vllm,
+    /// transformers serve: refuses what it does not do, log-probabilities and `stream_options` among it.
+    Transformers,
 }
 
 /// Which version of HTTP is spoken.
@@ -279,6 +281,16 @@ impl RemoteConfig {
     }
 
     fn check_protocol(&self) -> Result<(), RemoteError> {
+        if self.dialect == Some(Dialect::Transformers) {
+            let refused = [
+                ("native_n", self.native_n),
+                ("tool_choice", self.tool_choice.is_some()),
+                ("response_format", self.response_format.is_some()),
+            ];
+            if let Some((field, _)) = refused.into_iter().find(|(_, set)| *set) {
+                return Err(bad(field, "is not known to dialect = \"transformers\"".to_owned()));
+            }
+        }
         if self.protocol == Protocol::Chat {
             if self.tool_prompt.is_some() && self.dialect != Some(Dialect::Tgi) {
                 return Err(bad("tool_prompt", "is only known to dialect = \"tgi\"".to_owned()));
@@ -428,6 +440,7 @@ mod tests {
             (serde_json::json!({"base_url": url, "extra_body": {"messages": []}}), "extra_body"),
             (serde_json::json!({"base_url": url, "protocol": "text-generation", "native_n": true}), "native_n"),
             (serde_json::json!({"base_url": url, "tool_prompt": "x"}), "tool_prompt"),
+            (serde_json::json!({"base_url": url, "dialect": "transformers", "native_n": true}), "native_n"),
         ];
         for (json, field) in cases {
             assert_eq!(refused(json.clone()), field, "{json}");

@@ -10,7 +10,8 @@ use futures_util::future::join_all;
 use tokio::sync::OnceCell;
 use tokio::time::sleep;
 use vgen_core::{
-    Content as MessageContent, Fault, FaultClass, FinishReason, Generation, ImageRef, Part, Reply, Request, Response, Role, Timings, Usage,
+    Content as MessageContent, Fault, FaultClass, FinishReason, Generation, ImageRef, Part, Reply, Request, Response,
+    Role, Timings, Usage,
 };
 
 use super::RemoteError;

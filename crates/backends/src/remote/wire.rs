@@ -1,7 +1,8 @@
 //! Request bodies, and which parameter each protocol can carry.
 //!
 //! Sources: OpenAI's chat completions; text-generation-inference 3.3 (`router/src/lib.rs`: `ChatRequest`,
-//! `GenerateParameters`); vLLM 0.12 and later (`ChatCompletionRequest`).
+//! `GenerateParameters`); vLLM 0.12 and later (`ChatCompletionRequest`); transformers 5.23
+//! (`cli/serving/chat_completion.py`).
 
 use serde_json::{Map, Value, json};
 use vgen_core::{Constraint, SamplingParams};
@@ -75,13 +76,15 @@ impl Wire {
             (_, Dialect::Openai) => "over OpenAI's chat protocol",
             (_, Dialect::Tgi) => "over TGI's chat protocol",
             (_, Dialect::Vllm) => "over vLLM's chat protocol",
+            (_, Dialect::Transformers) => "to transformers serve",
         }
     }
 
     /// The parameters that are given and can't be sent.
     pub(super) fn unsupported(&self, sampling: &SamplingParams) -> Vec<&'static str> {
         let chat = self.protocol == Protocol::Chat;
-        let (tgi, vllm) = (chat && self.dialect == Dialect::Tgi, chat && self.dialect == Dialect::Vllm);
+        let is = |dialect| chat && self.dialect == dialect;
+        let (tgi, vllm, transformers) = (is(Dialect::Tgi), is(Dialect::Vllm), is(Dialect::Transformers));
         // (name, given, can be sent)
         let table = [
             ("min_new_tokens", sampling.min_new_tokens.is_some_and(|n| n > 0), vllm),
@@ -89,7 +92,9 @@ impl Wire {
             ("min_p", sampling.min_p.is_some_and(|p| p > 0.0), vllm),
             ("typical_p", sampling.typical_p.is_some(), !chat),
             ("repetition_penalty", sampling.repetition_penalty.is_some(), vllm || !chat),
-            ("presence_penalty", sampling.presence_penalty.is_some(), chat),
+            // transformers serve makes a penalty of another kind of the frequency penalty.
+            ("frequency_penalty", sampling.frequency_penalty.is_some(), !transformers),
+            ("presence_penalty", sampling.presence_penalty.is_some(), chat && !transformers),
             ("logit_bias", !sampling.logit_bias.is_empty(), chat && !tgi),
             ("bad_words", !sampling.bad_words.is_empty(), vllm),
             ("include_stop", sampling.include_stop, vllm || !chat),
@@ -97,14 +102,18 @@ impl Wire {
             ("ignore_eos", sampling.ignore_eos, vllm),
             // A stream repeats the prompt only at its end.
             ("echo", sampling.echo, !chat && !self.stream),
+            ("logprobs", sampling.logprobs, !transformers),
             ("constraint", sampling.constraint.is_some(), self.carries(sampling.constraint.as_ref())),
         ];
         table.into_iter().filter(|(_, given, can)| *given && !can).map(|(name, ..)| name).collect()
     }
 
     fn carries(&self, constraint: Option<&Constraint>) -> bool {
-        let chat = self.protocol == Protocol::Chat;
-        !(chat && self.dialect == Dialect::Openai && !matches!(constraint, Some(Constraint::JsonSchema(_))))
+        match (self.protocol, self.dialect) {
+            (Protocol::TextGeneration, _) | (_, Dialect::Tgi | Dialect::Vllm) => true,
+            (_, Dialect::Openai) => matches!(constraint, Some(Constraint::JsonSchema(_))),
+            (_, Dialect::Transformers) => false,
+        }
     }
 
     /// A field of `extra_body` that would replace a parameter which is given.
@@ -171,7 +180,8 @@ impl Wire {
         set("tool_choice", self.tool_choice.clone());
         set("tool_prompt", self.tool_prompt.clone().map(Value::from));
         set("stream", Some(self.stream.into()));
-        set("stream_options", self.stream.then(|| json!({"include_usage": true})));
+        let counts = self.stream && self.dialect != Dialect::Transformers;
+        set("stream_options", counts.then(|| json!({"include_usage": true})));
         rest
     }
 
@@ -184,14 +194,16 @@ impl Wire {
             (Dialect::Tgi, Constraint::Choice(texts)) => {
                 ("response_format", json!({"type": "regex", "value": alternatives(texts)}))
             }
-            (_, Constraint::JsonSchema(schema)) => {
+            (Dialect::Openai | Dialect::Vllm, Constraint::JsonSchema(schema)) => {
                 let named = json!({"name": "answer", "schema": schema, "strict": true});
                 ("response_format", json!({"type": "json_schema", "json_schema": named}))
             }
             (Dialect::Vllm, Constraint::Regex(regex)) => ("structured_outputs", json!({"regex": regex})),
             (Dialect::Vllm, Constraint::Choice(texts)) => ("structured_outputs", json!({"choice": texts})),
             // Refused by `unsupported`.
-            (Dialect::Openai, Constraint::Regex(_) | Constraint::Choice(_)) => return None,
+            (Dialect::Openai, Constraint::Regex(_) | Constraint::Choice(_)) | (Dialect::Transformers, _) => {
+                return None;
+            }
         })
     }
 
@@ -321,6 +333,10 @@ mod tests {
             ["min_new_tokens", "min_p", "presence_penalty", "logit_bias", "bad_words", "stop_token_ids", "ignore_eos"];
         assert_eq!(wire(Protocol::TextGeneration, Dialect::Tgi).unsupported(&all), text);
         assert!(wire(Protocol::Chat, Dialect::Openai).unsupported(&SamplingParams::default()).is_empty());
+        let refused = wire(Protocol::Chat, Dialect::Transformers).unsupported(&all);
+        for name in ["frequency_penalty", "presence_penalty", "logprobs", "constraint", "top_k"] {
+            assert!(refused.contains(&name), "{name}");
+        }
     }
 
     /// Every parameter that is not refused is in the body.

@@ -51,7 +51,7 @@ pub(crate) struct RemoteFlags {
     #[arg(long, value_name = "PROTOCOL", value_parser = ["chat", "text-generation"])]
     protocol: Option<String>,
     /// Whose parameters the server knows besides OpenAI's [default: what an endpoint says of itself, else openai].
-    #[arg(long, value_name = "WHOSE", value_parser = ["openai", "tgi", "vllm"])]
+    #[arg(long, value_name = "WHOSE", value_parser = ["openai", "tgi", "vllm", "transformers"])]
     dialect: Option<String>,
     /// The chat template for --protocol text-generation: a model's folder, its chat_template or tokenizer_config file.
     #[arg(long, value_name = "PATH")]

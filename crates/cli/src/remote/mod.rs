@@ -77,7 +77,9 @@ fn render(config: &RemoteConfig, path: Option<&Path>) -> Result<Option<RenderPro
     let Some(path) = path else { return Ok(None) };
     if config.protocol != Protocol::TextGeneration {
         let message = "[backend]: chat_template needs protocol = \"text-generation\"";
-        return Err(Fault::stop("config.value", message).with_hint("over the chat protocol the server has the template"));
+        return Err(
+            Fault::stop("config.value", message).with_hint("over the chat protocol the server has the template")
+        );
     }
     let read = |path: &Path| {
         std::fs::read_to_string(path).map_err(|error| {
@@ -94,9 +96,8 @@ fn render(config: &RemoteConfig, path: Option<&Path>) -> Result<Option<RenderPro
         (Some(text.clone()), Some(text))
     };
     let template = ChatTemplate::from_files(template.as_deref(), tokenizer.as_deref(), None)?;
-    let mut template = template.ok_or_else(|| {
-        Fault::stop("config.value", format!("[backend] chat_template: {} has none", path.display()))
-    })?;
+    let mut template = template
+        .ok_or_else(|| Fault::stop("config.value", format!("[backend] chat_template: {} has none", path.display())))?;
     let names: Map<String, Value> =
         tokenizer.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
     for name in ["bos_token", "eos_token"] {

@@ -65,7 +65,10 @@ fn key_source(value: Value) -> Result<ApiKeySource, String> {
     match place {
         Some((kind, Value::String(name))) if kind == "env" => Ok(ApiKeySource::Env(name.clone())),
         Some((kind, Value::String(path))) if kind == "file" => Ok(ApiKeySource::File(path.into())),
-        _ => Err("expected { env = \"NAME\" } or { file = \"PATH\" }; the key itself has no place in a config".to_owned()),
+        _ => {
+            Err("expected { env = \"NAME\" } or { file = \"PATH\" }; the key itself has no place in a config"
+                .to_owned())
+        }
     }
 }
 
@@ -112,7 +115,8 @@ mod tests {
     fn a_key_is_named_and_never_repeated() {
         assert_eq!(key(json!({"env": "KEY"})), Some(ApiKeySource::Env("KEY".to_owned())));
         assert_eq!(key(json!({"file": "key.txt"})), Some(ApiKeySource::File("runs/key.txt".into())));
-        for value in [json!("hf_sesame"), json!({"key": "hf_sesame"}), json!({"hf_sesame": "x"}), json!(["hf_sesame"])] {
+        for value in [json!("hf_sesame"), json!({"key": "hf_sesame"}), json!({"hf_sesame": "x"}), json!(["hf_sesame"])]
+        {
             let Err(fault) = with("api_key", value) else { unreachable!("no place for a key") };
             assert!(fault.message.contains("[backend] api_key") && !format!("{fault:?}").contains("sesame"), "{fault}");
         }
