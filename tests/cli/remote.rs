@@ -632,6 +632,31 @@ fn http_2_needs_one_connection() {
 }
 
 #[test]
+fn over_tls_the_certificate_counts_and_http_2_is_spoken() {
+    let scratch = Scratch::new();
+    scratch.file("rows.jsonl", rows(20));
+    let server = Server::start_tls(|request| echo(request).delay(Duration::from_millis(5))).unwrap();
+    scratch.file("trusted.pem", server.certificate().unwrap());
+    let ask = |version: &str, trusted: bool| {
+        let url = server.url();
+        let mut command = scratch.command("vgen-remote");
+        command.args(["--base-url", &url, "--input", "rows.jsonl", "--output", "out.jsonl", "--overwrite"]);
+        if trusted {
+            command.env("SSL_CERT_FILE", scratch.path("trusted.pem"));
+        }
+        ended(command.args(["--http-version", version]).output().unwrap())
+    };
+    ask("auto", false).exits(6).says("no secure connection: ").says("hint: ");
+    assert_eq!(server.requests(), 0);
+    for (version, spoken) in [("auto", "HTTP/2.0"), ("1.1", "HTTP/1.1")] {
+        let before = server.requests();
+        ask(version, true).exits(0).says("20 rows, 0 failed");
+        let received = server.received().split_off(before);
+        assert!(received.len() == 20 && received.iter().all(|request| format!("{:?}", request.version) == spoken));
+    }
+}
+
+#[test]
 fn the_config_file_says_all_that_the_flags_say() {
     let run = Run::new(rows(3), echo);
     let url = run.server.url();
