@@ -92,6 +92,8 @@ const LOCAL: &[Key] = &[
     key("backend", "revision", "\"main\""),
     key("backend", "device", "\"auto\""),
     key("backend", "dtype", "\"auto\""),
+    key("backend", "tensor_types", "[]"),
+    key("backend", "kv_dtype", "\"auto\""),
     key("backend", "reference", "\"meta\""),
     key("backend", "batch_size", "8"),
     key("backend", "step_tokens", "512"),

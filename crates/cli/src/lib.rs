@@ -43,6 +43,7 @@ pub fn vgen(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Local(args) => commands::local(*args, &messages),
         Command::Remote(args) => commands::remote(*args, &messages),
         Command::Run(args) => commands::run(*args, &messages),
+        Command::Quantize(args) => commands::quantize(&args, &messages),
         Command::Render(args) => commands::render(*args, &messages),
     };
     end(outcome, &messages)

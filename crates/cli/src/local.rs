@@ -38,6 +38,12 @@ fn options(table: &LocalTable, images: &Images) -> Result<LocalOptions, Fault> {
     options.hub = hub::options(table.revision.clone());
     set(&mut options.device, "device", &table.device)?;
     set(&mut options.dtype, "dtype", &table.dtype)?;
+    set(&mut options.kv_dtype, "kv_dtype", &table.kv_dtype)?;
+    for text in &table.tensor_types {
+        let parsed =
+            text.parse().map_err(|error| Fault::stop("config.value", format!("[backend] tensor_types: {error}")))?;
+        options.weight_overrides.push(parsed);
+    }
     set(&mut options.reference, "reference", &table.reference)?;
     options.batch_size = table.batch_size.unwrap_or(options.batch_size);
     options.step_tokens = table.step_tokens.unwrap_or(options.step_tokens);

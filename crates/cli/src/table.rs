@@ -86,6 +86,8 @@ pub(crate) struct LocalTable {
     pub(crate) revision: Option<String>,
     pub(crate) device: Option<String>,
     pub(crate) dtype: Option<String>,
+    pub(crate) tensor_types: Vec<String>,
+    pub(crate) kv_dtype: Option<String>,
     pub(crate) reference: Option<String>,
     pub(crate) batch_size: Option<usize>,
     pub(crate) step_tokens: Option<usize>,

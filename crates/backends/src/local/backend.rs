@@ -1,5 +1,6 @@
 //! [`LocalBackend`]: loading, preparation ahead of the engine, and the engine's thread.
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -7,14 +8,14 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use vgen_core::{Backend, Constraint, Fault, FaultClass, Reply, Request, SamplingParams, image_spans};
 use vgen_mllama::hub::HubProgress;
-use vgen_mllama::{Checkpoint, Config, LoadOptions, Model, hub};
+use vgen_mllama::{Checkpoint, Config, LoadOptions, Model, Stored, hub};
 use vgen_task::prepare::{ModelFiles, Preprocessor};
 
 use super::engine::{Engine, EngineStats};
 use super::row::{Job, given_up, given_up_fault};
 use super::{
     ConstraintCompiler, ConstraintState, GenerationDefaults, LoadEvent, LocalOptions, MemoryPlan, ModelSource,
-    ResolvedSampling, Vocabulary,
+    Precision, ResolvedSampling, Vocabulary,
 };
 
 /// New tokens of an answer if neither the request nor the model says (distilabel's default).
@@ -64,8 +65,8 @@ impl LocalBackend {
         let start = Instant::now();
         let progress = Arc::new(progress);
         let device = options.device.open()?;
-        let dtype = options.dtype.on(&device)?;
         let checkpoint = match &options.model {
+            ModelSource::Named(name) if Path::new(name).is_file() => Checkpoint::gguf(name)?,
             ModelSource::Named(name) => {
                 let hub_progress: HubProgress = {
                     let progress = Arc::clone(&progress);
@@ -78,7 +79,10 @@ impl LocalBackend {
             ModelSource::Embedded { files, .. } => Checkpoint::memory(files.iter().copied()),
         };
         let config = Config::from_json(&checkpoint.require("config.json")?)?;
-        let plan = MemoryPlan::new(&config, dtype, &options);
+        let header = checkpoint.weights()?;
+        let stored = |name: &str| header.stored(name).unwrap_or(Stored::F32);
+        let precision = Precision::choose(&options, &device, &config, &stored, None)?;
+        let plan = MemoryPlan::new(&config, &precision, &options);
         plan.check()?;
         let shared = Arc::new(Shared::new(&checkpoint, &options)?);
         if let Some(threads) = options.threads {
@@ -86,13 +90,21 @@ impl LocalBackend {
             let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build_global();
             vgen_kernels::threads::set_limit(threads.max(1));
         }
-        let load =
-            LoadOptions { device: device.clone(), dtype, reference: options.reference, portable: options.portable };
+        let dtype = precision.to_string();
+        let load = LoadOptions {
+            device: device.clone(),
+            dtype: precision.activations,
+            weights: precision.weights,
+            in_place: precision.in_place,
+            kv_dtype: precision.kv,
+            reference: options.reference,
+            portable: options.portable,
+        };
         let layers = |done, total| progress(LoadEvent::Layers { done, total });
         let model = Model::load(&checkpoint, &load, &layers)?;
         progress(LoadEvent::Ready {
             device: format!("{:?}", device.location()).to_lowercase(),
-            dtype: dtype.as_str().to_owned(),
+            dtype,
             seconds: start.elapsed().as_secs_f64(),
         });
 

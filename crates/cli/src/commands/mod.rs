@@ -1,6 +1,7 @@
 //! The commands: each takes its arguments and returns the exit code.
 
 mod ask;
+mod quantize;
 mod render;
 mod rows;
 
@@ -9,7 +10,7 @@ use std::io::Write;
 use vgen_core::Fault;
 use vgen_dataset::{JsonlOptions, JsonlSink, JsonlSource, SinkOptions};
 
-use crate::args::{LocalCommand, QuestionFlags, RemoteCommand, RenderCommand, RunCommand};
+use crate::args::{LocalCommand, QuantizeCommand, QuestionFlags, RemoteCommand, RenderCommand, RunCommand};
 use crate::messages::Messages;
 use crate::settings::{Origin, Settings};
 use crate::table::{Config, Place};
@@ -80,6 +81,11 @@ pub(crate) fn run(args: RunCommand, messages: &Messages) -> Result<u8, Fault> {
     let config = resolve::resolve(&settings)?;
     let messages = messages.clone().quiet(config.run.quiet);
     rows::run(config, &messages)
+}
+
+/// `vgen quantize`.
+pub(crate) fn quantize(args: &QuantizeCommand, messages: &Messages) -> Result<u8, Fault> {
+    quantize::run(args, messages)
 }
 
 /// `vgen render`.
