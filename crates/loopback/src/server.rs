@@ -206,10 +206,11 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, state: Arc<Stat
             match tls {
                 None => talk(socket, connection, &state, &reset).await,
                 // A client that does not trust the certificate ends the handshake.
-                Some(tls) => match tls.accept(socket).await {
-                    Ok(socket) => talk(socket, connection, &state, &reset).await,
-                    Err(_) => {}
-                },
+                Some(tls) => {
+                    if let Ok(socket) = tls.accept(socket).await {
+                        talk(socket, connection, &state, &reset).await;
+                    }
+                }
             }
         });
     }
