@@ -5,6 +5,7 @@ mod configs;
 mod inputs;
 mod local;
 mod outputs;
+mod planning;
 mod remote;
 mod rendering;
 mod runs;

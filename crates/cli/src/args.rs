@@ -8,11 +8,11 @@ use vgen_mllama::{WeightOverride, WeightType};
 
 use crate::messages::Color;
 use crate::quantity;
-use crate::remote::flags::RemoteFlags;
+use crate::remote::flags::{RemoteCommand, RemoteFlags};
 use crate::settings::{Origin, Settings};
 use crate::version;
 
-const EXIT_CODES: &str = "Exit codes: 0 all rows done; 1 finished, some rows failed (see their column \"error\"); \
+pub(crate) const EXIT_CODES: &str = "Exit codes: 0 all rows done; 1 finished, some rows failed (see their column \"error\"); \
 2 mistake in arguments, configuration or output; 3 input unreadable; 4 model missing or unsupported; \
 5 does not fit in memory; 6 backend lost; 7 spend cap reached; 130 interrupted.";
 
@@ -41,6 +41,12 @@ pub(crate) enum Command {
     Run(Box<RunCommand>),
     /// Writes a checkpoint as one GGUF file with weights of fewer bits, which loads in seconds.
     Quantize(QuantizeCommand),
+    /// Says what a run of a local model takes, from its configuration and the headers of images alone.
+    #[command(after_help = EXIT_CODES)]
+    Plan(Box<PlanCommand>),
+    /// Runs a sample of a finished local run again, alone and beside others, and compares.
+    #[command(after_help = EXIT_CODES)]
+    Verify(Box<VerifyCommand>),
     /// Prints the messages that would be sent, {"messages": [...]} for each row, without loading a model.
     Render(Box<RenderCommand>),
 }
@@ -68,29 +74,6 @@ pub(crate) struct LocalCommand {
     pub(crate) flags: Flags,
     #[command(flatten)]
     pub(crate) model: ModelFlags,
-}
-
-/// Asks Hugging Face InferenceEndpoints, its router or any OpenAI-compatible server, over the rows of a file or for one
-/// question.
-#[derive(Debug, Parser)]
-#[command(name = "vgen-remote", version, long_version = version::LONG, after_help = EXIT_CODES, max_term_width = 100)]
-pub(crate) struct RemoteArgs {
-    #[command(flatten)]
-    pub(crate) remote: Box<RemoteCommand>,
-    /// When messages are coloured; NO_COLOR is honoured.
-    #[arg(long, value_name = "WHEN", default_value = "auto", value_enum)]
-    pub(crate) color: Color,
-}
-
-/// The arguments of `vgen remote`.
-#[derive(Debug, Args)]
-pub(crate) struct RemoteCommand {
-    #[command(flatten)]
-    pub(crate) question: QuestionFlags,
-    #[command(flatten)]
-    pub(crate) flags: Flags,
-    #[command(flatten)]
-    pub(crate) remote: RemoteFlags,
 }
 
 /// One question instead of a file of rows.
@@ -152,6 +135,51 @@ pub(crate) struct RenderCommand {
     pub(crate) rows: RowFlags,
     #[command(flatten)]
     pub(crate) task: TaskFlags,
+}
+
+/// The arguments of `vgen plan`.
+#[derive(Debug, Args)]
+pub(crate) struct PlanCommand {
+    /// A config file (TOML), as for vgen run.
+    #[arg(value_name = "CONFIG.toml")]
+    pub(crate) config: Option<PathBuf>,
+    /// Print the plan as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The speed to reckon with, in rows a second.
+    #[arg(long, value_name = "N", conflicts_with = "measured")]
+    pub(crate) rows_per_second: Option<f64>,
+    /// Reckon with the speeds of an earlier run with this model: the file that its --stats wrote.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) measured: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) flags: Flags,
+    #[command(flatten)]
+    pub(crate) model: ModelFlags,
+}
+
+/// The arguments of `vgen verify`: the run's own settings, and what to look at.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyCommand {
+    /// The output of the run.
+    #[arg(value_name = "OUTPUT")]
+    pub(crate) answers: PathBuf,
+    /// The run's config file (TOML); flags that it was given are to be given here, too.
+    #[arg(value_name = "CONFIG.toml")]
+    pub(crate) config: Option<PathBuf>,
+    /// How many rows to run again.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) sample: u32,
+    /// Which rows: another number, another sample.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) sample_seed: u64,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) flags: Flags,
+    #[command(flatten)]
+    pub(crate) model: ModelFlags,
 }
 
 /// The flags of every run.
@@ -388,6 +416,9 @@ pub(crate) struct RunFlags {
     /// Say nothing but errors: no progress, no warnings, no summary.
     #[arg(long, short, action = ArgAction::SetTrue)]
     quiet: bool,
+    /// Write what the run did and where its time went to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    stats: Option<PathBuf>,
     /// Seconds between lines of progress where standard error is no terminal [default: 10].
     #[arg(long, value_name = "SECONDS")]
     progress_interval: Option<f64>,
@@ -527,6 +558,7 @@ impl RunFlags {
     fn add_to(self, settings: &mut Settings) {
         settings.flag(("run", "row_timeout"), "--row-timeout", self.row_timeout);
         settings.flag(("run", "quiet"), "--quiet", given(self.quiet));
+        settings.flag(("run", "stats"), "--stats", self.stats);
         settings.flag(("run", "progress_interval"), "--progress-interval", self.progress_interval);
     }
 }
@@ -558,7 +590,6 @@ mod tests {
     fn command_lines_are_consistent() {
         VgenArgs::command().debug_assert();
         LocalArgs::command().debug_assert();
-        RemoteArgs::command().debug_assert();
     }
 
     #[test]
@@ -572,11 +603,15 @@ mod tests {
             --stop-token-ids 1,2 --ignore-eos --seed 1 --logprobs --top-logprobs 2 --echo --regex r --model m \
             --revision r --device cpu --dtype f32 --tensor-type a=f32 --kv-dtype f32 --reference hf4 --batch-size 2 --step-tokens 9 --threads 2 --prepare-threads 1 --image-cache 1GiB --memory 1GiB \
             --max-image-bytes 1 --max-image-pixels 1 --image-timeout 1 --max-redirects 1 \
-            --allow-private-addresses --row-timeout 1 --quiet --progress-interval 1";
+            --allow-private-addresses --row-timeout 1 --quiet --stats s --progress-interval 1";
         let Ok(args) = LocalArgs::try_parse_from(line.split_whitespace()) else { unreachable!("the line is valid") };
         let mut settings = args.local.flags.settings();
         args.local.model.add_to(&mut settings);
-        assert_known(&settings, "local");
+        let local = keys::backend("local").unwrap_or_default();
+        for (table, name, _) in settings.iter() {
+            let known = KEYS.iter().chain(local).any(|key| (key.table, key.name) == (table, name));
+            assert!(known, "[{table}] {name}");
+        }
         let given: Vec<_> = line.split_whitespace().filter(|word| word.starts_with("--")).collect();
         assert_eq!(settings.iter().count(), given.len());
         // What is not in the line has no key of its own, or excludes another flag of the line.
@@ -586,41 +621,5 @@ mod tests {
             let seen = given.iter().any(|word| word.split('=').next() == Some(&flag));
             assert!(seen || others.contains(&flag.as_str()), "{flag}");
         }
-    }
-
-    fn assert_known(settings: &Settings, backend: &str) {
-        let keys = keys::backend(backend).unwrap_or_default();
-        for (table, name, _) in settings.iter() {
-            let known = KEYS.iter().chain(keys).any(|key| (key.table, key.name) == (table, name));
-            assert!(known, "[{table}] {name}");
-        }
-    }
-
-    #[test]
-    fn every_flag_of_the_remote_backend_sets_a_key() {
-        let line = "--model-id m --endpoint-name e --endpoint-namespace n --base-url u --api-key-env K \
-            --model-display-name d --endpoints-url u --hub-url u --resume-endpoint=false --endpoint-timeout 1 \
-            --endpoint-poll 1 --protocol chat --dialect tgi --chat-template t --http-version 2 --header a=b \
-            --extra-body {} --native-n --stream --inline-images --shrink-to-pixels 9 --response-format {} --tools t \
-            --tool-choice auto --tool-prompt p --keep-reasoning --max-response-bytes 1MiB --max-in-flight 3 \
-            --adaptive=false --requests-per-minute 1 --tokens-per-minute 1 --max-attempts 1 --max-elapsed 1 \
-            --backoff-base 1 --backoff-max 1 --connect-timeout 1 --first-byte-timeout 1 --idle-timeout 1 \
-            --total-timeout 1 --spend-requests 1 --spend-tokens 1";
-        let words = line.split_whitespace();
-        let Ok(args) = RemoteArgs::try_parse_from(std::iter::once("vgen-remote").chain(words.clone())) else {
-            unreachable!("the line is valid")
-        };
-        let mut settings = Settings::default();
-        args.remote.remote.add_to(&mut settings);
-        assert_known(&settings, "inference-endpoints");
-        let given: Vec<_> = words.filter_map(|word| word.strip_prefix("--")).collect();
-        assert_eq!(settings.iter().count(), given.len());
-        for key in keys::backend("inference-endpoints").into_iter().flatten().filter(|key| key.name != "kind") {
-            assert!(settings.get("backend", key.name).is_some(), "{} has no flag", key.name);
-        }
-        let Ok(args) = RemoteArgs::try_parse_from(["vgen-remote", "--api-key-file", "k"]) else { unreachable!() };
-        let mut settings = Settings::default();
-        args.remote.remote.add_to(&mut settings);
-        assert!(settings.get("backend", "api_key").is_some());
     }
 }

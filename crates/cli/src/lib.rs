@@ -29,8 +29,9 @@ use std::process::ExitCode;
 use clap::Parser;
 use vgen_core::Fault;
 
-use args::{Command, LocalArgs, RemoteArgs, VgenArgs};
+use args::{Command, LocalArgs, VgenArgs};
 use messages::Messages;
+use remote::flags::RemoteArgs;
 
 /// The program `vgen`.
 pub fn vgen(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -44,6 +45,8 @@ pub fn vgen(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Remote(args) => commands::remote(*args, &messages),
         Command::Run(args) => commands::run(*args, &messages),
         Command::Quantize(args) => commands::quantize(&args, &messages),
+        Command::Plan(args) => commands::plan(*args, &messages),
+        Command::Verify(args) => commands::verify(*args, &messages),
         Command::Render(args) => commands::render(*args, &messages),
     };
     end(outcome, &messages)

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use vgen_backends::local::{LoadEvent, LocalBackend, LocalOptions, ModelSource};
+use vgen_backends::local::{Bytes, LoadEvent, LocalBackend, LocalOptions, ModelSource};
 use vgen_core::{Backend, Fault};
 use vgen_mllama::hub::HubEvent;
 use vgen_task::image::ImageLimits;
@@ -25,7 +25,7 @@ pub(crate) fn open(table: &LocalTable, images: &Images, messages: &Messages) -> 
 }
 
 /// The engine's options as the configuration gives them.
-fn options(table: &LocalTable, images: &Images) -> Result<LocalOptions, Fault> {
+pub(crate) fn options(table: &LocalTable, images: &Images) -> Result<LocalOptions, Fault> {
     let Some(model) = &table.model else {
         return Err(Fault::stop("usage.model", "no model is named")
             .with_hint("name a folder or a repository with --model, or try --demo"));
@@ -119,6 +119,16 @@ impl Loading {
                 self.bar.set_length(total as u64);
                 self.bar.set_position(done as u64);
                 self.bar.set_message(format!("layer {done} of {total}"));
+            }
+            LoadEvent::Plan { plan, free } => {
+                let free = free.map(|free| format!(" of {} free", Bytes(free))).unwrap_or_default();
+                self.messages.info(format!(
+                    "plan: {} weights, {} workspace{free}; {} a token, {} a tile of an image",
+                    Bytes(plan.weights),
+                    Bytes(plan.workspace()),
+                    Bytes(plan.kv_per_token),
+                    Bytes(plan.cross_kv_per_tile),
+                ));
             }
             LoadEvent::Ready { device, dtype, seconds } => {
                 self.bar.finish_and_clear();

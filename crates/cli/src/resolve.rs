@@ -145,6 +145,7 @@ fn run(settings: &Settings) -> Result<Run, Fault> {
             window => Ok(window),
         })?,
         quiet: settings.parse("run", "quiet")?.unwrap_or(false),
+        stats: settings.path("run", "stats")?,
         progress_interval: settings
             .parse_with("run", "progress_interval", quantity::seconds)?
             .unwrap_or(PROGRESS_INTERVAL),

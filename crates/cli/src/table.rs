@@ -63,6 +63,7 @@ pub(crate) struct Run {
     pub(crate) row_timeout: Option<Duration>,
     pub(crate) window: Option<usize>,
     pub(crate) quiet: bool,
+    pub(crate) stats: Option<PathBuf>,
     pub(crate) progress_interval: Duration,
 }
 

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::weights::Stored;
 
 /// Everything that `config.json` says about the network.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +18,8 @@ pub struct Config {
     pub vision: Option<VisionConfig>,
     /// Id of `<|image|>`.
     pub image_token: Option<u32>,
+    /// The type that it says the weights are stored in.
+    pub stored: Stored,
     /// Tokens that end a generation, where `generation_config.json` doesn't say.
     pub eos: Vec<u32>,
 }
@@ -225,10 +228,17 @@ impl Config {
                     image_token: Some(raw.image_token_index.unwrap_or(text.vocab_size as u32)),
                     vision: Some(VisionConfig::from_raw(vision)?),
                     eos: eos(&text_value),
+                    stored: stored(&[&value, &text_value]),
                     text,
                 }
             }
-            LLAMA => Self { text: TextConfig::from_raw(&value, 0)?, vision: None, image_token: None, eos: eos(&value) },
+            LLAMA => Self {
+                text: TextConfig::from_raw(&value, 0)?,
+                vision: None,
+                image_token: None,
+                eos: eos(&value),
+                stored: stored(&[&value]),
+            },
             _ => return Err(Error::Architecture(architecture)),
         };
         if let Some(id) = config.image_token
@@ -237,6 +247,16 @@ impl Config {
             return Err(Error::Config(format!("image_token_index {id} is outside the embedding")));
         }
         Ok(config)
+    }
+}
+
+/// `dtype`, or `torch_dtype` as transformers called it before version 5; checkpoints that don't say are bf16.
+fn stored(places: &[&Value]) -> Stored {
+    let named = places.iter().find_map(|value| value.get("dtype").or(value.get("torch_dtype"))?.as_str());
+    match named {
+        Some("float32") => Stored::F32,
+        Some("float16") => Stored::F16,
+        _ => Stored::Bf16,
     }
 }
 

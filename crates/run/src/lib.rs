@@ -26,10 +26,12 @@ mod pipeline;
 mod progress;
 mod reorder;
 mod task;
+mod verify;
 
 pub use pipeline::{Pipeline, RunError};
 pub use progress::{Observer, Progress, Summary};
 pub use task::Task;
+pub use verify::{Difference, Sampled, Verified, verify};
 
 /// The examples of the README, compiled with the tests.
 #[cfg(doctest)]

@@ -8,7 +8,7 @@ use vgen_mllama::hub::{HubEvent, HubOptions};
 use vgen_mllama::{Device, Reference, WeightOverride};
 use vgen_task::prepare::PrepareOptions;
 
-use super::{DTypeChoice, KvDTypeChoice};
+use super::{DTypeChoice, KvDTypeChoice, MemoryPlan};
 
 /// Which model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,6 +170,13 @@ impl LocalOptions {
 pub enum LoadEvent {
     /// A download.
     Hub(HubEvent),
+    /// What the model and its rows will take, before anything large is read.
+    Plan {
+        /// In bytes.
+        plan: MemoryPlan,
+        /// Bytes that are free now, where that is known.
+        free: Option<u64>,
+    },
     /// Text layers that are loaded, of how many.
     Layers {
         /// Loaded.

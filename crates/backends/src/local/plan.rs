@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use serde::Serialize;
 use vgen_core::Fault;
 use vgen_mllama::{Config, CrossKv, SelfKv};
 
@@ -11,7 +12,7 @@ use super::{LocalOptions, Precision};
 pub(crate) const IMAGES_TOGETHER: usize = 2;
 
 /// What a model and its rows take, in bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MemoryPlan {
     /// All weights in the types that they are held in.
     pub weights: u64,
@@ -70,7 +71,12 @@ impl MemoryPlan {
 
     /// What is needed before the first row.
     pub fn fixed(&self) -> u64 {
-        self.weights + self.vision_workspace.max(self.text_workspace) + self.image_cache
+        self.weights + self.workspace() + self.image_cache
+    }
+
+    /// Intermediate results: vision tower and text layers take turns.
+    pub fn workspace(&self) -> u64 {
+        self.vision_workspace.max(self.text_workspace)
     }
 
     /// Bytes for keys and values of rows; `None` without a limit.
@@ -83,18 +89,30 @@ impl MemoryPlan {
         samples * tokens * self.kv_per_token + tiles * self.cross_kv_per_tile
     }
 
-    /// Whether at least one row of moderate size fits the limit.
+    /// How many rows of `row_bytes` each fit in `memory` at a time; `None` if not even what comes before them does.
+    pub fn rows_in(&self, memory: u64, row_bytes: u64) -> Option<u64> {
+        memory.checked_sub(self.fixed()).map(|left| left / row_bytes.max(1))
+    }
+
+    /// Whether at least one row of moderate size fits the limit, or what is free where no limit was given.
     ///
     /// # Errors
     /// `plan.memory` with the numbers.
-    pub fn check(&self) -> Result<(), Fault> {
-        let Some(memory) = self.memory else { return Ok(()) };
-        let least = self.fixed() + self.row(USUAL_TOKENS, self.max_tiles, 1);
-        if least <= memory {
+    pub fn check(&self, free: Option<u64>) -> Result<(), Fault> {
+        let (least, most, what) = match (self.memory, free) {
+            (Some(memory), _) => (self.least() + self.image_cache, memory, "allowed"),
+            (None, Some(free)) => (self.least(), free, "free"),
+            (None, None) => return Ok(()),
+        };
+        if least <= most {
             return Ok(());
         }
-        let message = format!("the model needs {} with one row, {} are allowed\n{self}", Bytes(least), Bytes(memory));
-        Err(Fault::stop("plan.memory", message).with_hint("allow more with --memory, or use a smaller model"))
+        let message = format!("the model needs {} with one row, {} are {what}\n{self}", Bytes(least), Bytes(most));
+        let hint = match self.memory {
+            Some(_) => "allow more with --memory, or use a smaller model",
+            None => "free some memory, use a smaller model, or say with --memory how much the run may take",
+        };
+        Err(Fault::stop("plan.memory", message).with_hint(hint))
     }
 }
 
@@ -110,7 +128,8 @@ impl fmt::Display for MemoryPlan {
 }
 
 /// Bytes in the largest unit that leaves a number above 1.
-struct Bytes(u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes(pub u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

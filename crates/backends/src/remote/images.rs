@@ -326,6 +326,8 @@ mod tests {
         let right = format!("data:image/png;base64,{payload}");
         assert_eq!(send(right.clone()).unwrap(), right);
         assert_eq!(send(format!("data:image/jpeg;base64,{payload}")).unwrap(), right);
+        // What is no base64 must not break the JSON around it.
+        assert_eq!(send("data:image/png;base64,AA\"\\\nA".to_owned()).unwrap(), "data:image/png;base64,AA\"\\\nA");
         // What nobody knows is the server's business.
         assert_eq!(send("data:image/x;base64,AAAA".to_owned()).unwrap(), "data:image/x;base64,AAAA");
         for bad in ["data:image/png;base64", "data:image/png,AAAA"] {

@@ -1,17 +1,24 @@
 //! The commands: each takes its arguments and returns the exit code.
 
 mod ask;
+mod plan;
 mod quantize;
 mod render;
 mod rows;
+mod verify;
 
 use std::io::Write;
+use std::path::Path;
 
 use vgen_core::Fault;
 use vgen_dataset::{JsonlOptions, JsonlSink, JsonlSource, SinkOptions};
 
-use crate::args::{LocalCommand, QuantizeCommand, QuestionFlags, RemoteCommand, RenderCommand, RunCommand};
+use crate::args::{
+    Flags, LocalCommand, ModelFlags, PlanCommand, QuantizeCommand, QuestionFlags, RenderCommand, RunCommand,
+    VerifyCommand,
+};
 use crate::messages::Messages;
+use crate::remote::flags::RemoteCommand;
 use crate::settings::{Origin, Settings};
 use crate::table::{Config, Place};
 use crate::{config_file, demo, exit, print_config, resolve};
@@ -86,6 +93,42 @@ pub(crate) fn run(args: RunCommand, messages: &Messages) -> Result<u8, Fault> {
 /// `vgen quantize`.
 pub(crate) fn quantize(args: &QuantizeCommand, messages: &Messages) -> Result<u8, Fault> {
     quantize::run(args, messages)
+}
+
+/// `vgen plan`.
+pub(crate) fn plan(args: PlanCommand, messages: &Messages) -> Result<u8, Fault> {
+    let PlanCommand { config, json, rows_per_second, measured, flags, model } = args;
+    let config = resolve::resolve(&local_settings(config.as_deref(), flags, model, "vgen plan")?)?;
+    let speed = plan::Speed { rows_per_second, measured };
+    plan::plan(&config, &speed, json, &messages.clone().quiet(config.run.quiet))
+}
+
+/// `vgen verify`.
+pub(crate) fn verify(args: VerifyCommand, messages: &Messages) -> Result<u8, Fault> {
+    let VerifyCommand { answers, config, sample, sample_seed, json, flags, model } = args;
+    let config = resolve::resolve(&local_settings(config.as_deref(), flags, model, "vgen verify")?)?;
+    let wanted = verify::Wanted { answers, sample: sample as usize, seed: sample_seed, json };
+    verify::verify(&config, &wanted, &messages.clone().quiet(config.run.quiet))
+}
+
+/// The settings of a local run: its config file, and flags over it.
+fn local_settings(
+    config: Option<&Path>,
+    flags: Flags,
+    model: ModelFlags,
+    command: &'static str,
+) -> Result<Settings, Fault> {
+    let mut settings = match config {
+        Some(config) => config_file::read(config)?,
+        None => Settings::default(),
+    };
+    if config.is_none() {
+        settings.set("backend", "kind", "local".into(), Origin::Command(command));
+    }
+    let mut flags = flags.settings();
+    model.add_to(&mut flags);
+    settings.overlay(flags);
+    Ok(settings)
 }
 
 /// `vgen render`.

@@ -1,12 +1,37 @@
-//! The flags of the remote backend; [`RemoteFlags::add_to`] turns them into settings of `[backend]`.
+//! The command line of `vgen-remote`. [`RemoteFlags::add_to`] turns the flags of the remote backend into settings of `[backend]`.
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, Parser};
 use serde_json::{Map, Value, json};
 
-use crate::quantity;
+use crate::args::{EXIT_CODES, Flags, QuestionFlags};
+use crate::messages::Color;
 use crate::settings::Settings;
+use crate::{quantity, version};
+
+/// Asks Hugging Face InferenceEndpoints, its router or any OpenAI-compatible server, over the rows of a file or for one
+/// question.
+#[derive(Debug, Parser)]
+#[command(name = "vgen-remote", version, long_version = version::LONG, after_help = EXIT_CODES, max_term_width = 100)]
+pub(crate) struct RemoteArgs {
+    #[command(flatten)]
+    pub(crate) remote: Box<RemoteCommand>,
+    /// When messages are coloured; NO_COLOR is honoured.
+    #[arg(long, value_name = "WHEN", default_value = "auto", value_enum)]
+    pub(crate) color: Color,
+}
+
+/// The arguments of `vgen remote`.
+#[derive(Debug, Args)]
+pub(crate) struct RemoteCommand {
+    #[command(flatten)]
+    pub(crate) question: QuestionFlags,
+    #[command(flatten)]
+    pub(crate) flags: Flags,
+    #[command(flatten)]
+    pub(crate) remote: RemoteFlags,
+}
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Server")]
@@ -238,5 +263,49 @@ fn object(text: &str) -> Result<Value, String> {
         Ok(value @ Value::Object(_)) => Ok(value),
         Ok(_) => Err("expected a JSON object".to_owned()),
         Err(error) => Err(format!("no JSON: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::keys;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        RemoteArgs::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_sets_a_key_and_every_key_has_a_flag() {
+        let line = "--model-id m --endpoint-name e --endpoint-namespace n --base-url u --api-key-env K \
+            --model-display-name d --endpoints-url u --hub-url u --resume-endpoint=false --endpoint-timeout 1 \
+            --endpoint-poll 1 --protocol chat --dialect tgi --chat-template t --http-version 2 --header a=b \
+            --extra-body {} --native-n --stream --inline-images --shrink-to-pixels 9 --response-format {} --tools t \
+            --tool-choice auto --tool-prompt p --keep-reasoning --max-response-bytes 1MiB --max-in-flight 3 \
+            --adaptive=false --requests-per-minute 1 --tokens-per-minute 1 --max-attempts 1 --max-elapsed 1 \
+            --backoff-base 1 --backoff-max 1 --connect-timeout 1 --first-byte-timeout 1 --idle-timeout 1 \
+            --total-timeout 1 --spend-requests 1 --spend-tokens 1";
+        let words = line.split_whitespace();
+        let Ok(args) = RemoteArgs::try_parse_from(std::iter::once("vgen-remote").chain(words.clone())) else {
+            unreachable!("the line is valid")
+        };
+        let mut settings = Settings::default();
+        args.remote.remote.add_to(&mut settings);
+        for (table, name, _) in settings.iter() {
+            let known = keys::backend("inference-endpoints").into_iter().flatten().any(|key| key.name == name);
+            assert!(table == "backend" && known, "[{table}] {name}");
+        }
+        let given: Vec<_> = words.filter_map(|word| word.strip_prefix("--")).collect();
+        assert_eq!(settings.iter().count(), given.len());
+        for key in keys::backend("inference-endpoints").into_iter().flatten().filter(|key| key.name != "kind") {
+            assert!(settings.get("backend", key.name).is_some(), "{} has no flag", key.name);
+        }
+        let Ok(args) = RemoteArgs::try_parse_from(["vgen-remote", "--api-key-file", "k"]) else { unreachable!() };
+        let mut settings = Settings::default();
+        args.remote.remote.add_to(&mut settings);
+        assert!(settings.get("backend", "api_key").is_some());
     }
 }
