@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use vgen_loopback::{Answer, Received, Server};
 
 use super::{METADATA, Run, echo, rows};
