@@ -114,10 +114,12 @@ fn limits() -> Result<(), Failure> {
     let mut text = vec![0; bytes.len() * 4 / 3 + 4];
     let base64 = rate(bytes.len(), || engine.encode_slice(&bytes, &mut text).is_ok());
     let text = String::from_utf8_lossy(&text).into_owned();
+    // The best of a few: whoever disturbs makes it slower, never faster.
+    let carried = (0..3).map(|_| loopback()).collect::<Result<Vec<_>, _>>()?;
     let json = rate(text.len(), || serde_json::to_vec(&text).is_ok());
     println!(
         "{}",
-        json!({"loopback_bytes_per_second": loopback()?, "base64_bytes_per_second": base64,
+        json!({"loopback_bytes_per_second": carried.into_iter().fold(0.0, f64::max), "base64_bytes_per_second": base64,
                "json_string_bytes_per_second": json})
     );
     Ok(())

@@ -1,4 +1,5 @@
-//! The command line of `vgen-remote`. [`RemoteFlags::add_to`] turns the flags of the remote backend into settings of `[backend]`.
+//! The command line of `vgen-remote`. [`RemoteFlags::add_to`] turns the flags of the remote backend into settings of
+//! `[backend]`.
 
 use std::path::PathBuf;
 
