@@ -44,8 +44,8 @@ fn a_plan_reads_headers_only() {
     let number = |value: &Value| value.as_u64().unwrap();
     assert_eq!(number(&rows["cross_kv_bytes"]), number(&rows["different_tiles"]) * number(&plan["cross_kv_per_tile"]));
     assert_eq!(number(&rows["most_tiles"]), 4);
-    // 56 / 14 patches a side and a class token, 2 cross-attention layers, 2 heads of 16, keys and values, f32.
-    assert_eq!(number(&plan["cross_kv_per_tile"]), (4 * 4 + 1) * 2 * 2 * 2 * 16 * 4);
+    // 56 / 14 patches a side and a class token, 2 cross-attention layers, 2 heads of 16, keys and values, bf16.
+    assert_eq!(number(&plan["cross_kv_per_tile"]), (4 * 4 + 1) * 2 * 2 * 2 * 16 * 2);
     assert!(number(&plan["rows_that_fit"]) > 0);
 
     let text = scratch.vgen(&args).exits(0);

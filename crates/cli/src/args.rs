@@ -39,14 +39,14 @@ pub(crate) enum Command {
     /// Runs what a config file says; flags override it.
     #[command(after_help = EXIT_CODES)]
     Run(Box<RunCommand>),
-    /// Writes a checkpoint as one GGUF file with weights of fewer bits, which loads in seconds.
-    Quantize(QuantizeCommand),
     /// Says what a run of a local model takes, from its configuration and the headers of images alone.
     #[command(after_help = EXIT_CODES)]
     Plan(Box<PlanCommand>),
     /// Runs a sample of a finished local run again, alone and beside others, and compares.
     #[command(after_help = EXIT_CODES)]
     Verify(Box<VerifyCommand>),
+    /// Writes a checkpoint as one GGUF file with weights of fewer bits, which loads in seconds.
+    Quantize(QuantizeCommand),
     /// Prints the messages that would be sent, {"messages": [...]} for each row, without loading a model.
     Render(Box<RenderCommand>),
 }

@@ -44,9 +44,9 @@ pub fn vgen(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Local(args) => commands::local(*args, &messages),
         Command::Remote(args) => commands::remote(*args, &messages),
         Command::Run(args) => commands::run(*args, &messages),
-        Command::Quantize(args) => commands::quantize(&args, &messages),
         Command::Plan(args) => commands::plan(*args, &messages),
         Command::Verify(args) => commands::verify(*args, &messages),
+        Command::Quantize(args) => commands::quantize(&args, &messages),
         Command::Render(args) => commands::render(*args, &messages),
     };
     end(outcome, &messages)

@@ -90,11 +90,6 @@ pub(crate) fn run(args: RunCommand, messages: &Messages) -> Result<u8, Fault> {
     rows::run(config, &messages)
 }
 
-/// `vgen quantize`.
-pub(crate) fn quantize(args: &QuantizeCommand, messages: &Messages) -> Result<u8, Fault> {
-    quantize::run(args, messages)
-}
-
 /// `vgen plan`.
 pub(crate) fn plan(args: PlanCommand, messages: &Messages) -> Result<u8, Fault> {
     let PlanCommand { config, json, rows_per_second, measured, flags, model } = args;
@@ -129,6 +124,11 @@ fn local_settings(
     model.add_to(&mut flags);
     settings.overlay(flags);
     Ok(settings)
+}
+
+/// `vgen quantize`.
+pub(crate) fn quantize(args: &QuantizeCommand, messages: &Messages) -> Result<u8, Fault> {
+    quantize::run(args, messages)
 }
 
 /// `vgen render`.
