@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,7 +21,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -32,6 +32,9 @@ use crate::answer::{Answer, Step};
 
 /// Time for sent bytes to leave before a connection is broken off.
 const FLUSH: Duration = Duration::from_millis(20);
+
+/// Connections that may wait to be accepted. One that finds no place waits for seconds, not for its turn.
+const BACKLOG: u32 = 4096;
 
 /// A request as it arrived.
 #[derive(Clone, Debug)]
@@ -128,7 +131,11 @@ impl Server {
             .thread_name("loopback")
             .enable_all()
             .build()?;
-        let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", 0)))?;
+        let listener = runtime.block_on(async {
+            let socket = TcpSocket::new_v4()?;
+            socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+            socket.listen(BACKLOG)
+        })?;
         let address = listener.local_addr()?;
         let state = Arc::new(State {
             script,
