@@ -17,7 +17,7 @@ use super::http::Http;
 use super::images::Images;
 use super::limit::Limiter;
 use super::retry::Backoff;
-use super::sample::{Outcome, answer};
+use super::sample::{Outcome, answer, requests};
 use super::wire::Wire;
 
 /// The model's name where none is known: what TGI calls the one that it serves.
@@ -252,7 +252,9 @@ impl Backend for RemoteBackend {
     fn submit(&self, request: Request, reply: Box<dyn Reply>) {
         // Even a task that never runs answers: its outcome does so when dropped.
         let outcome = Outcome::new(reply);
-        self.handle.spawn(answer(Arc::clone(&self.shared), request, outcome));
+        // Here and not in the task: which rows the cap still allows is decided in their order.
+        let paid = self.shared.limiter.spend.take(requests(&self.shared.config, &request).into());
+        self.handle.spawn(answer(Arc::clone(&self.shared), request, paid, outcome));
     }
 }
 

@@ -18,7 +18,7 @@ use super::RemoteError;
 use super::answer::{Answer, Choice};
 use super::body::Pieces;
 use super::client::{RemoteEvent, Shared, response};
-use super::config::{self, Protocol};
+use super::config::{self, Protocol, RemoteConfig};
 use super::form::Form;
 use super::http::Read;
 use super::images;
@@ -57,8 +57,13 @@ impl Drop for Outcome {
     }
 }
 
-/// Answers a row.
-pub(super) async fn answer(shared: Arc<Shared>, request: Request, outcome: Outcome) {
+/// How many HTTP requests a row takes, repetitions aside.
+pub(super) fn requests(config: &RemoteConfig, request: &Request) -> u32 {
+    if config.native_n { 1 } else { request.num_generations.max(1) }
+}
+
+/// Answers a row. `paid` says whether the spend cap allows its requests.
+pub(super) async fn answer(shared: Arc<Shared>, request: Request, paid: Result<(), RemoteError>, outcome: Outcome) {
     let row = Row {
         shared: &shared,
         request: Arc::new(request),
@@ -66,7 +71,10 @@ pub(super) async fn answer(shared: Arc<Shared>, request: Request, outcome: Outco
         content: OnceCell::new(),
         told: Mutex::new(Told { outcome, texts: BTreeMap::new() }),
     };
-    let result = row.run().await;
+    let result = match paid {
+        Ok(()) => row.run().await,
+        Err(error) => Err(row.fault(error, 0)),
+    };
     let told = row.told.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     told.outcome.send(result);
 }
@@ -104,13 +112,16 @@ struct Told {
 impl Row<'_> {
     async fn run(&self) -> Result<Response, Fault> {
         let n = self.request.num_generations.max(1);
-        let requests = if self.shared.config.native_n { 1 } else { n };
-        if let Some(end) = self.ended() {
-            return Err(self.fault(end, 0));
-        }
-        let form = self.shared.forms.of(&self.request.sampling).map_err(|error| self.fault(error, 0))?;
+        let requests = requests(&self.shared.config, &self.request);
+        let form = match self.ended() {
+            Some(end) => Err(end),
+            None => self.shared.forms.of(&self.request.sampling),
+        };
+        let form = form.map_err(|error| {
+            self.shared.limiter.spend.give_back(requests.into());
+            self.fault(error, 0)
+        })?;
         let form = form.as_deref();
-        self.shared.limiter.spend.take(requests.into()).map_err(|error| self.fault(error, 0))?;
         let answers = join_all((0..requests).map(|sample| self.sample(sample))).await;
         // A fault that stops the run is the row's: the row will be asked again when the run goes on.
         let ends_run = |fault: &Fault| matches!(fault.class, FaultClass::Drain | FaultClass::Stop);
