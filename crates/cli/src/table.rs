@@ -7,6 +7,8 @@ use vgen_backends::mock::MockOptions;
 use vgen_core::SamplingParams;
 use vgen_task::TaskConfig;
 
+use crate::remote::table::RemoteTable;
+
 /// A file, or standard input or output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -72,6 +74,8 @@ pub(crate) enum BackendTable {
     None,
     /// `kind = "local"`
     Local(Box<LocalTable>),
+    /// `kind = "inference-endpoints"`
+    Remote(Box<RemoteTable>),
     /// `kind = "mock"`
     Mock(MockOptions),
 }
