@@ -33,8 +33,9 @@ def scenarios(rows, quick):
     batches, new = ([1, 4], [4]) if quick else ([1, 4, 16, 32], [16, 128])
     for tokens in new:
         for batch in batches:
+            # The peers' time is that of the vision tower at any batch, so one is enough.
             yield dict(name=f"images, {tokens} new tokens, batch {batch}", rows=max(rows, batch) if not quick else rows,
-                       batch=batch, new=tokens, kind="images", peers=True)
+                       batch=batch, new=tokens, kind="images", peers=batch == 4)
     prompts = 4 if quick else 16
     yield dict(name=f"one image x {prompts} prompts", rows=prompts, batch=prompts, new=new[0], kind="one image", peers=False)
     yield dict(name="every other row without an image", rows=rows, batch=batches[-1], new=new[0], kind="mixed", peers=False)
@@ -80,18 +81,23 @@ def vgen(arguments, model, scenario, folder):
 
 
 def transformers(arguments, model, scenario, folder):
-    return peer(arguments.peer_hf, "engine_peers/transformers_rows.py", arguments.hf_dtype, model, scenario, folder)
+    return peer(arguments.peer_hf, "engine_peers/transformers_rows.py", arguments.hf_dtype, arguments.hf_rows, model, scenario, folder)
 
 
 def mistralrs(arguments, model, scenario, folder):
-    return peer(arguments.peer_mistralrs, "engine_peers/mistralrs_rows.py", arguments.mistralrs_dtype, model, scenario, folder)
+    return peer(arguments.peer_mistralrs, "engine_peers/mistralrs_rows.py", arguments.mistralrs_dtype, arguments.mistralrs_rows, model, scenario, folder)
 
 
-def peer(python, script, dtype, model, scenario, folder):
-    command = [python, os.path.join(HERE, script), model, os.path.join(folder, "rows.jsonl"), "--batch", str(scenario["batch"]),
+def peer(python, script, dtype, rows, model, scenario, folder):
+    with open(os.path.join(folder, "rows.jsonl")) as file:
+        lines = file.readlines()[:rows]
+    some = os.path.join(folder, "some_rows.jsonl")
+    with open(some, "w") as file:
+        file.writelines(lines)
+    command = [python, os.path.join(HERE, script), model, some, "--batch", str(min(scenario["batch"], len(lines))),
                "--new", str(scenario["new"]), "--dtype", dtype]
     found = json.loads(run(command).strip().splitlines()[-1])
-    return {"seconds": found["seconds"], "rows_per_second": scenario["rows"] / found["seconds"],
+    return {"seconds": found["seconds"], "rows_per_second": len(lines) / found["seconds"],
             "tokens_per_second": found["tokens"] / found["seconds"], "command": " ".join(command)}
 
 
@@ -143,6 +149,9 @@ def main():
     parser.add_argument("--dtype", default="auto", help="of vgen")
     parser.add_argument("--hf-dtype", default="bfloat16")
     parser.add_argument("--mistralrs-dtype", default="F32")
+    parser.add_argument("--hf-rows", type=int, default=4, help="rows that transformers does of each scenario's")
+    parser.add_argument("--mistralrs-rows", type=int, default=1, help="rows that mistral.rs does of each scenario's")
+    parser.add_argument("--only", default="", help="only scenarios whose name has this in it")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--rows", type=int, default=16)
@@ -167,6 +176,8 @@ def main():
             model = os.path.join(folder, "model")
             run([sys.executable, os.path.join(HERE, "make_model.py"), arguments.preset, model, "--tokenizer", arguments.tokenizer])
         for scenario in scenarios(arguments.rows, arguments.quick):
+            if arguments.only not in scenario["name"]:
+                continue
             with tempfile.TemporaryDirectory() as rows:
                 write_rows(rows, scenario, arguments.size)
                 readings = {}

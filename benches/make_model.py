@@ -122,12 +122,17 @@ def main():
         h = json.dumps(head).encode(); h += b" " * (-len(h) % 8)
         with open(os.path.join(a.out, name), "wb") as f:
             f.write(struct.pack("<Q", len(h))); f.write(h)
-            for _, shape, std, mean in shard:
-                left = math.prod(shape)
-                while left:
-                    at = int(rng.integers(0, block.size // 2)); m = min(left, block.size - at)
-                    x = block[at:at + m] * np.float32(std) + np.float32(mean)
-                    f.write(x.tobytes() if item == 4 else (x.view(np.uint32) >> 16).astype(np.uint16).tobytes()); left -= m
+            for n, shape, std, mean in shard:
+                # By aspect ratio and tile; the slots of tiles that the ratio doesn't use are zero, as released.
+                tile_table = n.endswith("tile_embedding.weight") or "tile_positional_embedding.embedding" in n
+                pieces = [shape[1] // TILES] * (shape[0] * TILES) if tile_table else [math.prod(shape)]
+                for i, left in enumerate(pieces):
+                    used = math.prod(RATIOS[i // TILES - 1]) if i >= TILES else 1
+                    scale = 0.0 if tile_table and i % TILES >= used else std
+                    while left:
+                        at = int(rng.integers(0, block.size // 2)); m = min(left, block.size - at)
+                        x = block[at:at + m] * np.float32(scale) + np.float32(mean)
+                        f.write(x.tobytes() if item == 4 else (x.view(np.uint32) >> 16).astype(np.uint16).tobytes()); left -= m
     dump({"metadata": {"total_size": total}, "weight_map": wm}, "model.safetensors.index.json")
     print(f"{a.out}: {sum(math.prod(t[1]) for t in todo) / 1e9:.2f} B parameters, {total / 1e9:.2f} GB, {len(shards)} shards")
 

@@ -2,6 +2,7 @@
 
 // What is wrong with the repository's own files is to stop the test at its place.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::print_stdout)] // measured errors, for whoever wants to see them
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -8,7 +8,7 @@ use std::cell::UnsafeCell;
 use std::hint::spin_loop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, TryLockError};
 use std::thread::Thread;
 
 const CLOSED: u64 = 1 << 31;
@@ -81,7 +81,12 @@ fn pool() -> &'static Pool {
 pub(super) fn spread(helpers: usize, work: &(dyn Fn() + Sync)) {
     let pool = pool();
     // A call within a call, or beside one, works alone.
-    let Ok(_calling) = pool.calling.try_lock() else { return work() };
+    let _calling = match pool.calling.try_lock() {
+        Ok(calling) => calling,
+        // A panic that came back from here left the pool in order.
+        Err(TryLockError::Poisoned(calling)) => calling.into_inner(),
+        Err(TryLockError::WouldBlock) => return work(),
+    };
     // SAFETY: the lifetime is extended only until `close` below has seen every helper leave.
     let work_ptr = unsafe { std::mem::transmute::<*const (dyn Fn() + Sync + '_), *const Work>(work) };
     // SAFETY: the lock is held, and the last epoch was closed and left by all.
