@@ -1,6 +1,6 @@
 //! [`Task`]: what to ask about a row, and what to make of the answer.
 
-use vgen_core::{Fault, Response, Row};
+use vgen_core::{Fault, Response, Row, SamplingParams};
 use vgen_task::{Rendered, RowContext, TextGenerationWithImage};
 
 /// What to ask about a row, and what to make of the answer.
@@ -16,6 +16,15 @@ pub trait Task: Send + Sync {
     /// A fault of class `Row` if the row can't be asked about: a missing column, say.
     fn render(&self, row: &Row, context: &RowContext<'_>) -> Result<Rendered, Fault>;
 
+    /// A row's own sampling parameters and number of answers, where rows have such; `None` takes the run's.
+    ///
+    /// # Errors
+    /// A fault of class `Row` if they can't be understood.
+    fn own_sampling(&self, row: &Row, run: &SamplingParams) -> Result<Option<(SamplingParams, u32)>, Fault> {
+        let _ = (row, run);
+        Ok(None)
+    }
+
     /// The output rows of an input row, which is empty if it couldn't be read; of a failed one too. `rendered` is
     /// `None` if it never came to that.
     fn output_rows(&self, row: &Row, rendered: Option<&Rendered>, result: &Result<Response, Fault>) -> Vec<Row>;
@@ -28,6 +37,10 @@ impl<T: Task + ?Sized> Task for Box<T> {
 
     fn render(&self, row: &Row, context: &RowContext<'_>) -> Result<Rendered, Fault> {
         (**self).render(row, context)
+    }
+
+    fn own_sampling(&self, row: &Row, run: &SamplingParams) -> Result<Option<(SamplingParams, u32)>, Fault> {
+        (**self).own_sampling(row, run)
     }
 
     fn output_rows(&self, row: &Row, rendered: Option<&Rendered>, result: &Result<Response, Fault>) -> Vec<Row> {
