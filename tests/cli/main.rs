@@ -5,6 +5,7 @@ mod configs;
 mod inputs;
 mod local;
 mod outputs;
+mod planning;
 mod rendering;
 mod runs;
 mod support;

@@ -154,7 +154,7 @@ fn preprocessor_with(checkpoint: &str, chat: bool) -> Preprocessor {
     let (tokenizer_config, chat_template) = (text("tokenizer_config.json"), text("chat_template.json"));
     let files = ModelFiles {
         config: &text("config.json"),
-        preprocessor_config: &text("preprocessor_config.json"),
+        preprocessor_config: Some(&text("preprocessor_config.json")),
         tokenizer: &read(&folder.join("tokenizer.json")),
         tokenizer_config: chat.then_some(&tokenizer_config),
         chat_template: chat.then_some(&chat_template),

@@ -60,7 +60,7 @@ fn tokenizer_strings() {
     for TokenizerString { text, ids_no_special, ids_with_bos } in strings {
         let ids = tokenizer.encode(&text).unwrap();
         assert_eq!(ids, ids_no_special, "{text:?}");
-        assert_eq!([&[tokenizer.ids().bos], &ids[..]].concat(), ids_with_bos, "{text:?}");
+        assert_eq!([&[tokenizer.ids().bos.unwrap()], &ids[..]].concat(), ids_with_bos, "{text:?}");
         assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
         let bytes: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.token_bytes(id).unwrap()).collect();
         assert_eq!(bytes, text.as_bytes(), "{text:?}");
@@ -137,7 +137,7 @@ fn whole_preparation() {
         assert_eq!(prepared.text, case.text, "{}", case.name);
         assert_eq!(&prepared.ids, case.input_ids.as_ref().unwrap(), "{}", case.name);
         assert_eq!(prepared.image_positions.len(), case.images.len());
-        let image_token = preprocessor.tokenizer().ids().image;
+        let image_token = preprocessor.tokenizer().ids().image.unwrap();
         assert!(prepared.image_positions.iter().all(|&position| prepared.ids[position] == image_token));
         for (tiles, image) in prepared.images.iter().zip(&case.images) {
             assert_eq!((tiles.tiles_high, tiles.tiles_wide), image.tiles_hw, "{}", case.name);
@@ -199,7 +199,7 @@ fn images() {
         for (index, image) in case.images.iter().enumerate() {
             let place = format!("{} {}", case.name, image.file);
             let pixels = reference_pixels(image, golden.u8(&format!("decoded_u8.{index}")));
-            let processor = preprocessor.image_processor();
+            let processor = preprocessor.image_processor().unwrap();
             let fit = processor.fit(pixels.height() as usize, pixels.width() as usize).unwrap();
             assert_eq!((fit.height, fit.width), image.resized_hw, "{place}");
             if let Some((shape, planes)) = golden.u8(&format!("resized_u8.{index}")) {
@@ -259,7 +259,7 @@ fn check_values(golden: &Golden, row: usize, index: usize, tiles: &PixelTiles, p
 #[test]
 fn cross_attention_masks() {
     let preprocessor = preprocessor("tiny");
-    let image_token = preprocessor.tokenizer().ids().image;
+    let image_token = preprocessor.tokenizer().ids().image.unwrap();
     let mut checked = 0;
     let single = cases().into_iter().map(|case| (case.name.clone(), None, vec![case]));
     let batched = batches().into_iter().map(|batch| (batch.name, Some(batch.padding_side), batch.rows));

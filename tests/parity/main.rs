@@ -6,6 +6,7 @@
 // The fixtures are part of the repository: what is wrong with them is to stop the test at its place.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod engine;
 mod fixtures;
 mod inputs;
 mod network;

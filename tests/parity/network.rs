@@ -37,7 +37,7 @@ fn images(case: &Case) -> Vec<PixelTiles> {
     let golden = Golden::of("tiny", &case.name);
     let tiles = |(index, image): (usize, &CaseImage)| {
         let recorded = golden.as_ref().and_then(|golden| golden.u8(&format!("decoded_u8.{index}")));
-        preprocessor.image_processor().process(&reference_pixels(image, recorded), &image.file).unwrap()
+        preprocessor.image_processor().unwrap().process(&reference_pixels(image, recorded), &image.file).unwrap()
     };
     case.images.iter().enumerate().map(tiles).collect()
 }

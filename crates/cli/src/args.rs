@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use serde_json::{Map, Value};
+use vgen_mllama::{WeightOverride, WeightType};
 
 use crate::messages::Color;
 use crate::quantity;
@@ -34,6 +35,14 @@ pub(crate) enum Command {
     /// Runs what a config file says; flags override it.
     #[command(after_help = EXIT_CODES)]
     Run(Box<RunCommand>),
+    /// Writes a checkpoint as one GGUF file with weights of fewer bits, which loads in seconds.
+    Quantize(QuantizeCommand),
+    /// Says what a run of a local model takes, from its configuration and the headers of images alone.
+    #[command(after_help = EXIT_CODES)]
+    Plan(Box<PlanCommand>),
+    /// Runs a sample of a finished local run again, alone and beside others, and compares.
+    #[command(after_help = EXIT_CODES)]
+    Verify(Box<VerifyCommand>),
     /// Prints the messages that would be sent, {"messages": [...]} for each row, without loading a model.
     Render(Box<RenderCommand>),
 }
@@ -75,6 +84,30 @@ pub(crate) struct RunCommand {
     pub(crate) flags: Flags,
 }
 
+/// The arguments of `vgen quantize`.
+#[derive(Debug, Args)]
+pub(crate) struct QuantizeCommand {
+    /// A folder with the checkpoint, a GGUF file, or owner/name on the Hugging Face hub.
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: String,
+    /// The file to write.
+    #[arg(value_name = "OUT.gguf")]
+    pub(crate) out: PathBuf,
+    /// Type of the large matrices: f32, bf16, q8_0, q4_k. With q4_k the vision tower, the projector and the output
+    /// head take q8_0.
+    #[arg(long = "type", value_name = "TYPE", default_value = "q4_k")]
+    pub(crate) weight_type: WeightType,
+    /// Type of some tensors by name: vision_model.*=bf16. May be repeated; the last counts.
+    #[arg(long, value_name = "PATTERN=TYPE")]
+    pub(crate) tensor_type: Vec<WeightOverride>,
+    /// Branch, tag or commit on the hub [default: main].
+    #[arg(long, value_name = "REV")]
+    pub(crate) revision: Option<String>,
+    /// Replace the file if it exists.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+}
+
 /// The arguments of `vgen render`.
 #[derive(Debug, Args)]
 pub(crate) struct RenderCommand {
@@ -85,6 +118,47 @@ pub(crate) struct RenderCommand {
     pub(crate) rows: RowFlags,
     #[command(flatten)]
     pub(crate) task: TaskFlags,
+}
+
+/// The arguments of `vgen plan`.
+#[derive(Debug, Args)]
+pub(crate) struct PlanCommand {
+    /// A config file (TOML), as for vgen run.
+    #[arg(value_name = "CONFIG.toml")]
+    pub(crate) config: Option<PathBuf>,
+    /// Print the plan as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The speed to reckon with, in rows a second.
+    #[arg(long, value_name = "N", conflicts_with = "measured")]
+    pub(crate) rows_per_second: Option<f64>,
+    /// Reckon with the speeds of an earlier run with this model: the file that its --stats wrote.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) measured: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) flags: Flags,
+}
+
+/// The arguments of `vgen verify`: the run's own settings, and what to look at.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyCommand {
+    /// The output of the run.
+    #[arg(value_name = "OUTPUT")]
+    pub(crate) answers: PathBuf,
+    /// The run's config file (TOML); flags that it was given are to be given here, too.
+    #[arg(value_name = "CONFIG.toml")]
+    pub(crate) config: Option<PathBuf>,
+    /// How many rows to run again.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) sample: u32,
+    /// Which rows: another number, another sample.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) sample_seed: u64,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) flags: Flags,
 }
 
 /// The flags of every run.
@@ -252,7 +326,7 @@ pub(crate) struct SamplingFlags {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelFlags {
-    /// A folder with the checkpoint, or owner/name on the Hugging Face hub.
+    /// A folder with the checkpoint, a GGUF file, or owner/name on the Hugging Face hub.
     #[arg(long, short, value_name = "DIR_OR_ID")]
     model: Option<String>,
     /// Branch, tag or commit on the hub [default: main].
@@ -261,9 +335,16 @@ pub(crate) struct ModelFlags {
     /// Where it runs: auto, cpu, cuda, cuda:N, metal [default: auto].
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
-    /// Type of weights and activations: auto, f32, bf16, f16 [default: auto, which is f32 on the CPU, bf16 on a GPU].
+    /// Type of weights and activations: auto, f32, bf16, f16 (GPU), q8_0, q4_k (CPU) [default: auto, which is bf16 on a
+    /// GPU, and on the CPU the best that fits of the checkpoint's own types, q8_0 and q4_k].
     #[arg(long, value_name = "TYPE")]
     dtype: Option<String>,
+    /// Type of the weights of some tensors on the CPU, by name: vision_model.*=bf16. May be repeated; the last counts.
+    #[arg(long, value_name = "PATTERN=TYPE")]
+    tensor_type: Vec<String>,
+    /// Type of keys and values: auto, f32, bf16, f16 [default: auto, which is f32 with f32 weights, else bf16].
+    #[arg(long, value_name = "TYPE")]
+    kv_dtype: Option<String>,
     /// Whose numbers to reproduce: Meta's own code, or transformers before and since 4.57 [default: meta].
     #[arg(long, value_name = "WHOSE", value_parser = ["meta", "hf4", "hf5"])]
     reference: Option<String>,
@@ -316,6 +397,9 @@ pub(crate) struct RunFlags {
     /// Say nothing but errors: no progress, no warnings, no summary.
     #[arg(long, short, action = ArgAction::SetTrue)]
     quiet: bool,
+    /// Write what the run did and where its time went to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    stats: Option<PathBuf>,
     /// Seconds between lines of progress where standard error is no terminal [default: 10].
     #[arg(long, value_name = "SECONDS")]
     progress_interval: Option<f64>,
@@ -427,6 +511,9 @@ impl ModelFlags {
         settings.flag(("backend", "revision"), "--revision", self.revision);
         settings.flag(("backend", "device"), "--device", self.device);
         settings.flag(("backend", "dtype"), "--dtype", self.dtype);
+        let tensor_types = (!self.tensor_type.is_empty()).then_some(self.tensor_type);
+        settings.flag(("backend", "tensor_types"), "--tensor-type", tensor_types);
+        settings.flag(("backend", "kv_dtype"), "--kv-dtype", self.kv_dtype);
         settings.flag(("backend", "reference"), "--reference", self.reference);
         settings.flag(("backend", "batch_size"), "--batch-size", self.batch_size);
         settings.flag(("backend", "step_tokens"), "--step-tokens", self.step_tokens);
@@ -452,6 +539,7 @@ impl RunFlags {
     fn add_to(self, settings: &mut Settings) {
         settings.flag(("run", "row_timeout"), "--row-timeout", self.row_timeout);
         settings.flag(("run", "quiet"), "--quiet", given(self.quiet));
+        settings.flag(("run", "stats"), "--stats", self.stats);
         settings.flag(("run", "progress_interval"), "--progress-interval", self.progress_interval);
     }
 }
@@ -494,9 +582,9 @@ mod tests {
             --temperature 1 --top-p 1 --top-k 1 --min-p 0 --typical-p 1 --repetition-penalty 1 \
             --frequency-penalty -1 --presence-penalty -1 --logit-bias 3=-1.5 --bad-words x --stop y --include-stop \
             --stop-token-ids 1,2 --ignore-eos --seed 1 --logprobs --top-logprobs 2 --echo --regex r --model m \
-            --revision r --device cpu --dtype f32 --reference hf4 --batch-size 2 --step-tokens 9 --threads 2 --prepare-threads 1 --image-cache 1GiB --memory 1GiB \
+            --revision r --device cpu --dtype f32 --tensor-type a=f32 --kv-dtype f32 --reference hf4 --batch-size 2 --step-tokens 9 --threads 2 --prepare-threads 1 --image-cache 1GiB --memory 1GiB \
             --max-image-bytes 1 --max-image-pixels 1 --image-timeout 1 --max-redirects 1 \
-            --allow-private-addresses --row-timeout 1 --quiet --progress-interval 1";
+            --allow-private-addresses --row-timeout 1 --quiet --stats s --progress-interval 1";
         let Ok(args) = LocalArgs::try_parse_from(line.split_whitespace()) else { unreachable!("the line is valid") };
         let settings = args.local.flags.settings();
         let local = keys::backend("local").unwrap_or_default();

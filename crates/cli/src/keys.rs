@@ -36,7 +36,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("task", "system_prompt", NONE),
     key("task", "image_type", "\"url\""),
     key("task", "image_column", "\"image\""),
-    key("task", "image_required", "true"),
+    key("task", "image_required", "<true, but for a model that reads text only>"),
     key("task", "image_position", "<\"first\" for the local backend, else \"as_given\">"),
     key("task", "num_generations", "1"),
     key("task", "group_generations", "false"),
@@ -83,6 +83,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("run", "row_timeout", NONE),
     key("run", "window", "<as many as keep the backend busy>"),
     key("run", "quiet", "false"),
+    key("run", "stats", NONE),
     key("run", "progress_interval", "10.0"),
 ];
 
@@ -92,6 +93,8 @@ const LOCAL: &[Key] = &[
     key("backend", "revision", "\"main\""),
     key("backend", "device", "\"auto\""),
     key("backend", "dtype", "\"auto\""),
+    key("backend", "tensor_types", "[]"),
+    key("backend", "kv_dtype", "\"auto\""),
     key("backend", "reference", "\"meta\""),
     key("backend", "batch_size", "8"),
     key("backend", "step_tokens", "512"),

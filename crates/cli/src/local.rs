@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use vgen_backends::local::{LoadEvent, LocalBackend, LocalOptions, ModelSource};
+use vgen_backends::local::{Bytes, LoadEvent, LocalBackend, LocalOptions, ModelSource};
 use vgen_core::{Backend, Fault};
 use vgen_mllama::hub::HubEvent;
 use vgen_task::image::ImageLimits;
@@ -25,7 +25,7 @@ pub(crate) fn open(table: &LocalTable, images: &Images, messages: &Messages) -> 
 }
 
 /// The engine's options as the configuration gives them.
-fn options(table: &LocalTable, images: &Images) -> Result<LocalOptions, Fault> {
+pub(crate) fn options(table: &LocalTable, images: &Images) -> Result<LocalOptions, Fault> {
     let Some(model) = &table.model else {
         return Err(Fault::stop("usage.model", "no model is named")
             .with_hint("name a folder or a repository with --model, or try --demo"));
@@ -38,6 +38,12 @@ fn options(table: &LocalTable, images: &Images) -> Result<LocalOptions, Fault> {
     options.hub = hub::options(table.revision.clone());
     set(&mut options.device, "device", &table.device)?;
     set(&mut options.dtype, "dtype", &table.dtype)?;
+    set(&mut options.kv_dtype, "kv_dtype", &table.kv_dtype)?;
+    for text in &table.tensor_types {
+        let parsed =
+            text.parse().map_err(|error| Fault::stop("config.value", format!("[backend] tensor_types: {error}")))?;
+        options.weight_overrides.push(parsed);
+    }
     set(&mut options.reference, "reference", &table.reference)?;
     options.batch_size = table.batch_size.unwrap_or(options.batch_size);
     options.step_tokens = table.step_tokens.unwrap_or(options.step_tokens);
@@ -112,6 +118,16 @@ impl Loading {
                 self.bar.set_length(total as u64);
                 self.bar.set_position(done as u64);
                 self.bar.set_message(format!("layer {done} of {total}"));
+            }
+            LoadEvent::Plan { plan, free } => {
+                let free = free.map(|free| format!(" of {} free", Bytes(free))).unwrap_or_default();
+                self.messages.info(format!(
+                    "plan: {} weights, {} workspace{free}; {} a token, {} a tile of an image",
+                    Bytes(plan.weights),
+                    Bytes(plan.workspace()),
+                    Bytes(plan.kv_per_token),
+                    Bytes(plan.cross_kv_per_tile),
+                ));
             }
             LoadEvent::Ready { device, dtype, seconds } => {
                 self.bar.finish_and_clear();

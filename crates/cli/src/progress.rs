@@ -107,7 +107,7 @@ pub(crate) fn summary(messages: &Messages, summary: &Summary) {
     }
 }
 
-fn duration(time: Duration) -> String {
+pub(crate) fn duration(time: Duration) -> String {
     let seconds = time.as_secs();
     match seconds {
         0..10 => format!("{:.1} s", time.as_secs_f64()),

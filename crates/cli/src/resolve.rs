@@ -144,6 +144,7 @@ fn run(settings: &Settings) -> Result<Run, Fault> {
             window => Ok(window),
         })?,
         quiet: settings.parse("run", "quiet")?.unwrap_or(false),
+        stats: settings.path("run", "stats")?,
         progress_interval: settings
             .parse_with("run", "progress_interval", quantity::seconds)?
             .unwrap_or(PROGRESS_INTERVAL),
@@ -174,6 +175,8 @@ fn local(settings: &Settings) -> Result<LocalTable, Fault> {
         revision: settings.parse("backend", "revision")?,
         device: settings.parse("backend", "device")?,
         dtype: settings.parse("backend", "dtype")?,
+        tensor_types: settings.parse("backend", "tensor_types")?.unwrap_or_default(),
+        kv_dtype: settings.parse("backend", "kv_dtype")?,
         reference: settings.parse("backend", "reference")?,
         batch_size: settings.parse_with("backend", "batch_size", at_least_one)?,
         step_tokens: settings.parse_with("backend", "step_tokens", at_least_one)?,

@@ -61,6 +61,7 @@ pub(crate) struct Run {
     pub(crate) row_timeout: Option<Duration>,
     pub(crate) window: Option<usize>,
     pub(crate) quiet: bool,
+    pub(crate) stats: Option<PathBuf>,
     pub(crate) progress_interval: Duration,
 }
 
@@ -82,6 +83,8 @@ pub(crate) struct LocalTable {
     pub(crate) revision: Option<String>,
     pub(crate) device: Option<String>,
     pub(crate) dtype: Option<String>,
+    pub(crate) tensor_types: Vec<String>,
+    pub(crate) kv_dtype: Option<String>,
     pub(crate) reference: Option<String>,
     pub(crate) batch_size: Option<usize>,
     pub(crate) step_tokens: Option<usize>,

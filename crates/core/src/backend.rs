@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use serde_json::Value;
+
 use crate::{Fault, Generation, Message, SamplingParams};
 
 /// A row's question to a backend.
@@ -80,6 +82,16 @@ pub trait Backend: Send + Sync {
     /// Refuses parameters that this backend can't honour. Called before a run starts, so that nothing is ignored in
     /// silence.
     fn check(&self, sampling: &SamplingParams, num_generations: u32) -> Result<(), Fault>;
+
+    /// Whether requests may have images.
+    fn reads_images(&self) -> bool {
+        true
+    }
+
+    /// What it did so far and where its time went, for those who measure; `None` if it keeps no account.
+    fn statistics(&self) -> Option<Value> {
+        None
+    }
 
     /// How many requests should be in flight to keep it busy.
     fn window(&self) -> usize;

@@ -142,18 +142,23 @@ impl PackedLinear {
         Ok(Self { weights, n_out, k_in, format })
     }
 
-    /// Packs weights that are quantised already: `blocks` are the `n_out` rows as a GGUF file holds them.
+    /// Packs weights that are quantised already: `row` gives each of the `n_out` rows as a GGUF file holds it.
     ///
     /// # Errors
-    /// If `blocks` has another length than the shape gives, or `k_in` is no multiple of the block.
-    pub fn pack_blocks(format: BlockFormat, blocks: &[u8], n_out: usize, k_in: usize) -> Result<Self> {
+    /// If a row has another length than the shape gives, or `k_in` is no multiple of the block.
+    pub fn pack_blocks<'a>(
+        format: BlockFormat,
+        n_out: usize,
+        k_in: usize,
+        row: impl Fn(usize) -> &'a [u8] + Sync,
+    ) -> Result<Self> {
         if k_in == 0 || !k_in.is_multiple_of(format.block_len()) {
             return Err(Error::Size { what: "k_in", got: k_in, rule: "a multiple of the quantised block" });
         }
-        let bytes = format.row_bytes(k_in);
-        check_len("blocks", blocks.len(), n_out * bytes)?;
         let row = |r: usize, to: &mut [u8]| {
-            to.copy_from_slice(&blocks[r * bytes..(r + 1) * bytes]);
+            let blocks = row(r);
+            check_len("quantised row", blocks.len(), to.len())?;
+            to.copy_from_slice(blocks);
             Ok(())
         };
         let weights = Weights::Quant(Quant::pack(n_out, k_in, format, Level::current(), &row)?);

@@ -167,7 +167,9 @@ fn quantised_products_are_those_of_the_dequantised_weights() {
             format.quantize_row(&w[r * k..(r + 1) * k], blocks).unwrap();
             format.dequantize_row(blocks, &mut values[r * k..(r + 1) * k]).unwrap();
         }
-        let linear = PackedLinear::pack_blocks(format, &blocks, n, k).unwrap();
+        let linear =
+            PackedLinear::pack_blocks(format, n, k, |r| &blocks[r * format.row_bytes(k)..][..format.row_bytes(k)])
+                .unwrap();
         let out = forward(&linear, &x, m);
         assert_eq!(bits(&out), bits(&forward(&pack(Level::current(), Format::Block(format), &w, n, k), &x, m)));
         let mut square = 0.0;

@@ -2,14 +2,15 @@
 //! over images. Nowhere a mask wider than a block of queries.
 //!
 //! Each form exists twice: of plain tensor operations that every device has ([`Path::Portable`]), and as a kernel for
-//! f32 on the CPU ([`Path::Kernels`]).
+//! the CPU ([`Path::Kernels`]), which takes f32 queries, and text and image keys and values in f32, bf16 or f16.
 //!
 //! Shapes: queries `[queries, heads, d]`, keys and values `[keys, kv_heads, d]`, results like the queries.
 
 use std::ops::Deref;
 
-use candle_core::{CpuStorage, DType, Layout, Storage, Tensor};
-use vgen_kernels::attention::{CausalSequence, CrossSpan, Heads, ImageKeys};
+use candle_core::{DType, Layout, Storage, Tensor, WithDType};
+use vgen_kernels::Element;
+use vgen_kernels::attention::{CausalSequence, CrossSpan, Heads, ImageKeys, Inside};
 use vgen_kernels::attention::{causal_attention, cross_attention, vision_attention};
 
 use crate::error::Result;
@@ -19,8 +20,8 @@ use crate::error::Result;
 pub(crate) enum Path {
     /// candle's operations.
     Portable,
-    /// The CPU kernels.
-    Kernels,
+    /// The CPU kernels, with products inside attention of this precision.
+    Kernels { inside: Inside },
 }
 
 /// An image's tokens in a flat batch.
@@ -54,8 +55,8 @@ pub(crate) struct SeenImages {
 impl Path {
     /// Attention within each image of a flat batch, as many key as query heads.
     pub(crate) fn vision(self, q: &Tensor, k: &Tensor, v: &Tensor, images: &[ImageTokens]) -> Result<Tensor> {
-        if self == Path::Kernels {
-            return vision_by_kernel(q, k, v, images);
+        if let Path::Kernels { inside } = self {
+            return vision_by_kernel(inside, q, k, v, images);
         }
         let mut parts = Vec::with_capacity(2 * images.len());
         for ImageTokens { start, tokens, live, key_bias } in images {
@@ -72,13 +73,18 @@ impl Path {
 
     /// Causal attention of texts that lie one after the other in the queries.
     pub(crate) fn causal(self, q: &Tensor, texts: &[TextTokens]) -> Result<Tensor> {
-        if self == Path::Kernels {
-            return causal_by_kernel(q, texts);
+        if let (Path::Kernels { inside }, Some(first)) = (self, texts.first()) {
+            return match first.keys.dtype() {
+                DType::BF16 => causal_by_kernel::<half::bf16>(inside, q, texts),
+                DType::F16 => causal_by_kernel::<half::f16>(inside, q, texts),
+                _ => causal_by_kernel::<f32>(inside, q, texts),
+            };
         }
         let mut start = 0;
         let mut parts = Vec::with_capacity(texts.len());
         for text in texts {
-            parts.push(causal(&q.narrow(0, start, text.len)?, &text.keys, &text.values)?);
+            let (k, v) = (text.keys.to_dtype(q.dtype())?, text.values.to_dtype(q.dtype())?);
+            parts.push(causal(&q.narrow(0, start, text.len)?, &k, &v)?);
             start += text.len;
         }
         Ok(Tensor::cat(&parts, 0)?)
@@ -86,21 +92,23 @@ impl Path {
 
     /// Attention over images.
     pub(crate) fn cross(self, q: &Tensor, runs: &[SeenImages]) -> Result<Tensor> {
-        if self == Path::Kernels && runs.iter().all(|run| run.key_bias.is_none()) {
-            return cross_by_kernel(q, runs);
+        let first = runs.iter().find_map(|run| run.images.first());
+        if let (Path::Kernels { inside }, Some((keys, _))) = (self, first)
+            && runs.iter().all(|run| run.key_bias.is_none())
+        {
+            return match keys.dtype() {
+                DType::BF16 => cross_by_kernel::<half::bf16>(inside, q, runs),
+                DType::F16 => cross_by_kernel::<half::f16>(inside, q, runs),
+                _ => cross_by_kernel::<f32>(inside, q, runs),
+            };
         }
         let mut start = 0;
         let mut parts = Vec::with_capacity(runs.len());
         for run in runs {
             let q = q.narrow(0, start, run.queries)?;
-            let bias = run.key_bias.as_ref();
-            parts.push(match run.images.as_slice() {
-                [(k, v)] => open(&q, k, v, bias)?,
-                images => {
-                    let (k, v): (Vec<_>, Vec<_>) = images.iter().map(|(k, v)| (k, v)).unzip();
-                    open(&q, &Tensor::cat(&k, 0)?, &Tensor::cat(&v, 0)?, bias)?
-                }
-            });
+            let (k, v): (Vec<_>, Vec<_>) = run.images.iter().map(|(k, v)| (k, v)).unzip();
+            let (k, v) = (Tensor::cat(&k, 0)?.to_dtype(q.dtype())?, Tensor::cat(&v, 0)?.to_dtype(q.dtype())?);
+            parts.push(open(&q, &k, &v, run.key_bias.as_ref())?);
             start += run.queries;
         }
         Ok(Tensor::cat(&parts, 0)?)
@@ -160,7 +168,7 @@ fn attend(
     Ok(if blocks.len() == 1 { blocks.swap_remove(0) } else { Tensor::cat(&blocks, 0)? })
 }
 
-/// A contiguous f32 tensor on the CPU, held for reading.
+/// A contiguous tensor on the CPU, held for reading.
 struct Held<'a, S>(S, &'a Layout);
 
 fn hold(tensor: &Tensor) -> Held<'_, impl Deref<Target = Storage>> {
@@ -169,21 +177,21 @@ fn hold(tensor: &Tensor) -> Held<'_, impl Deref<Target = Storage>> {
 }
 
 impl<S: Deref<Target = Storage>> Held<'_, S> {
-    fn values(&self) -> Result<&[f32]> {
+    fn values<T: WithDType>(&self) -> Result<&[T]> {
         match (&*self.0, self.1.contiguous_offsets()) {
-            (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => Ok(&values[start..end]),
-            _ => Err(candle_core::Error::Msg("the CPU kernels want contiguous f32 tensors".into()).bt().into()),
+            (Storage::Cpu(values), Some((start, end))) => Ok(&values.as_slice::<T>()?[start..end]),
+            _ => Err(candle_core::Error::Msg("the CPU kernels want contiguous tensors".into()).bt().into()),
         }
     }
 }
 
-fn heads(q: &Tensor, kv_heads: usize) -> Result<Heads> {
+fn heads(inside: Inside, q: &Tensor, kv_heads: usize) -> Result<Heads> {
     let (_, heads, d) = q.dims3()?;
-    Ok(Heads::grouped(heads, kv_heads, d))
+    Ok(Heads::grouped(heads, kv_heads, d).inside(inside))
 }
 
-fn vision_by_kernel(q: &Tensor, k: &Tensor, v: &Tensor, images: &[ImageTokens]) -> Result<Tensor> {
-    let heads = heads(q, k.dim(1)?)?;
+fn vision_by_kernel(inside: Inside, q: &Tensor, k: &Tensor, v: &Tensor, images: &[ImageTokens]) -> Result<Tensor> {
+    let heads = heads(inside, q, k.dim(1)?)?;
     let row = heads.query * heads.dim;
     let (held_q, held_k, held_v) = (hold(q), hold(k), hold(v));
     let (q_values, k_values, v_values) = (held_q.values()?, held_k.values()?, held_v.values()?);
@@ -197,16 +205,16 @@ fn vision_by_kernel(q: &Tensor, k: &Tensor, v: &Tensor, images: &[ImageTokens]) 
     Ok(Tensor::from_vec(out, q.shape(), q.device())?)
 }
 
-fn causal_by_kernel(q: &Tensor, texts: &[TextTokens]) -> Result<Tensor> {
+fn causal_by_kernel<T: Element + WithDType>(inside: Inside, q: &Tensor, texts: &[TextTokens]) -> Result<Tensor> {
     let Some(first) = texts.first() else { return Ok(q.clone()) };
-    let heads = heads(q, first.keys.dim(1)?)?;
+    let heads = heads(inside, q, first.keys.dim(1)?)?;
     let held_q = hold(q);
     let held: Vec<_> = texts.iter().map(|text| (hold(&text.keys), hold(&text.values))).collect();
     let mut q_start = 0;
     let mut sequences = Vec::with_capacity(texts.len());
     for (text, (k, v)) in texts.iter().zip(&held) {
         let past_len = text.keys.dim(0)? - text.len;
-        sequences.push(CausalSequence { q_start, q_len: text.len, past_len, k: k.values()?, v: v.values()? });
+        sequences.push(CausalSequence { q_start, q_len: text.len, past_len, k: k.values::<T>()?, v: v.values()? });
         q_start += text.len;
     }
     let q_values = held_q.values()?;
@@ -215,15 +223,15 @@ fn causal_by_kernel(q: &Tensor, texts: &[TextTokens]) -> Result<Tensor> {
     Ok(Tensor::from_vec(out, q.shape(), q.device())?)
 }
 
-fn cross_by_kernel(q: &Tensor, runs: &[SeenImages]) -> Result<Tensor> {
+fn cross_by_kernel<T: Element + WithDType>(inside: Inside, q: &Tensor, runs: &[SeenImages]) -> Result<Tensor> {
     let Some((keys, _)) = runs.iter().find_map(|run| run.images.first()) else { return Ok(q.zeros_like()?) };
-    let heads = heads(q, keys.dim(1)?)?;
+    let heads = heads(inside, q, keys.dim(1)?)?;
     let held_q = hold(q);
     let held: Vec<Vec<_>> =
         runs.iter().map(|run| run.images.iter().map(|(k, v)| (hold(k), hold(v))).collect()).collect();
     let images: Vec<Vec<_>> = held
         .iter()
-        .map(|images| images.iter().map(|(k, v)| Ok(ImageKeys { k: k.values()?, v: v.values()? })).collect())
+        .map(|images| images.iter().map(|(k, v)| Ok(ImageKeys { k: k.values::<T>()?, v: v.values()? })).collect())
         .collect::<Result<_>>()?;
     let mut q_start = 0;
     let mut spans = Vec::with_capacity(runs.len());

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::weights::Stored;
 
 /// Everything that `config.json` says about the network.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +18,8 @@ pub struct Config {
     pub vision: Option<VisionConfig>,
     /// Id of `<|image|>`.
     pub image_token: Option<u32>,
+    /// The type that it says the weights are stored in.
+    pub stored: Stored,
     /// Tokens that end a generation, where `generation_config.json` doesn't say.
     pub eos: Vec<u32>,
 }
@@ -57,8 +60,17 @@ pub struct TextConfig {
 pub struct RopeConfig {
     /// Base of the frequencies.
     pub theta: f64,
-    /// Llama 3's stretching of long wavelengths.
-    pub scaling: Option<Llama3Scaling>,
+    /// How frequencies are changed, if they are.
+    pub scaling: Option<RopeScaling>,
+}
+
+/// How rotary frequencies are changed for longer contexts.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Llama 3's way.
+    Llama3(Llama3Scaling),
+    /// A divisor for each frequency, as GGUF files state them.
+    Factors(Vec<f32>),
 }
 
 /// Llama 3's stretching of long wavelengths.
@@ -168,6 +180,7 @@ struct RawRope {
     low_freq_factor: Option<f64>,
     high_freq_factor: Option<f64>,
     original_max_position_embeddings: Option<f64>,
+    factors: Option<Vec<f32>>,
 }
 
 #[derive(Deserialize)]
@@ -215,10 +228,17 @@ impl Config {
                     image_token: Some(raw.image_token_index.unwrap_or(text.vocab_size as u32)),
                     vision: Some(VisionConfig::from_raw(vision)?),
                     eos: eos(&text_value),
+                    stored: stored(&[&value, &text_value]),
                     text,
                 }
             }
-            LLAMA => Self { text: TextConfig::from_raw(&value, 0)?, vision: None, image_token: None, eos: eos(&value) },
+            LLAMA => Self {
+                text: TextConfig::from_raw(&value, 0)?,
+                vision: None,
+                image_token: None,
+                eos: eos(&value),
+                stored: stored(&[&value]),
+            },
             _ => return Err(Error::Architecture(architecture)),
         };
         if let Some(id) = config.image_token
@@ -227,6 +247,16 @@ impl Config {
             return Err(Error::Config(format!("image_token_index {id} is outside the embedding")));
         }
         Ok(config)
+    }
+}
+
+/// `dtype`, or `torch_dtype` as transformers called it before version 5; checkpoints that don't say are bf16.
+fn stored(places: &[&Value]) -> Stored {
+    let named = places.iter().find_map(|value| value.get("dtype").or(value.get("torch_dtype"))?.as_str());
+    match named {
+        Some("float32") => Stored::F32,
+        Some("float16") => Stored::F16,
+        _ => Stored::Bf16,
     }
 }
 
@@ -281,7 +311,10 @@ impl TextConfig {
         if let Some(&last) = cross.last() {
             check(last < raw.num_hidden_layers, || format!("cross_attention_layers names layer {last}"))?;
         }
-        let rope = raw.rope_parameters.or(raw.rope_scaling);
+        let rope = RopeConfig::from_raw(raw.rope_parameters.or(raw.rope_scaling), raw.rope_theta, input_only > 0)?;
+        if let Some(RopeScaling::Factors(factors)) = &rope.scaling {
+            check(factors.len() == head_dim / 2, || format!("{} rope factors for heads of {head_dim}", factors.len()))?;
+        }
         Ok(Self {
             hidden_size: raw.hidden_size,
             num_hidden_layers: raw.num_hidden_layers,
@@ -293,7 +326,7 @@ impl TextConfig {
             vocab_size: raw.vocab_size,
             embedding_rows: raw.vocab_size + input_only,
             rms_norm_eps: raw.rms_norm_eps.unwrap_or(1e-5),
-            rope: RopeConfig::from_raw(rope, raw.rope_theta, input_only > 0)?,
+            rope,
             max_position_embeddings: raw.max_position_embeddings.unwrap_or(131_072),
             tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
         })
@@ -318,12 +351,13 @@ impl RopeConfig {
             None => None,
             Some(raw) => match raw.rope_type.as_deref() {
                 None | Some("default") => None,
-                Some("llama3") => Some(Llama3Scaling {
+                Some("factors") => raw.factors.map(RopeScaling::Factors),
+                Some("llama3") => Some(RopeScaling::Llama3(Llama3Scaling {
                     factor: raw.factor.unwrap_or(8.0),
                     low_freq_factor: raw.low_freq_factor.unwrap_or(1.0),
                     high_freq_factor: raw.high_freq_factor.unwrap_or(4.0),
                     original_max_position_embeddings: raw.original_max_position_embeddings.unwrap_or(8192.0),
-                }),
+                })),
                 Some(other) => return Err(Error::Config(format!("rope type {other:?} is not supported"))),
             },
         };

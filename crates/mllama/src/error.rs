@@ -31,6 +31,15 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A file can't be written.
+    #[error("{file}: {source}")]
+    Write {
+        /// Which file.
+        file: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A weight file is damaged.
     #[error("{file}: {reason}")]
     Damaged {
@@ -101,6 +110,7 @@ impl From<Error> for Fault {
             ),
             Error::MissingFile { .. } => (FaultClass::Stop, "model.missing_file", again),
             Error::Read { .. } => (FaultClass::Stop, "model.read", "check that the file exists and may be read"),
+            Error::Write { .. } => (FaultClass::Stop, "model.write", "check the folder and the space left on its disk"),
             Error::Damaged { .. } => (FaultClass::Stop, "model.damaged", again),
             Error::MissingTensor(_) => (FaultClass::Stop, "model.missing_tensor", again),
             Error::Shape { .. } => (FaultClass::Stop, "model.shape", "config.json and weights are of different models"),

@@ -1,16 +1,22 @@
-//! The building blocks that both towers share: linear layers, norms, and the loader that finds their weights.
+//! The building blocks that both towers share: linear layers, tables, norms, and the loader that finds their weights.
+
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::ops;
-use vgen_kernels::{Epilogue, Format, PackedLinear};
+use vgen_kernels::{Epilogue, Format, PackedLinear, tensor as kernels};
 
 use crate::attention::Path;
-use crate::checkpoint::Weights;
 use crate::error::Result;
+use crate::weight_type::WeightTypes;
+use crate::weights::{Stored, Weights};
 
 /// Finds weights and puts them where and as they are needed.
 pub(crate) struct Loader<'a> {
-    pub(crate) weights: &'a Weights,
+    pub(crate) weights: &'a Arc<Weights>,
+    pub(crate) types: &'a WeightTypes,
+    /// Leave bf16 matrices in the memory map.
+    pub(crate) in_place: bool,
     pub(crate) dtype: DType,
     pub(crate) device: &'a Device,
     pub(crate) path: Path,
@@ -21,57 +27,60 @@ impl Loader<'_> {
         self.weights.tensor(name, shape, self.dtype, self.device)
     }
 
-    /// A table of which only a few rows are used at a time: kept in the type of the file where the device can.
-    pub(crate) fn table(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let dtype = match self.path {
-            Path::Kernels => self.weights.raw(name, shape)?.dtype,
-            Path::Portable => self.dtype,
+    /// A table `[rows, width]` of which only a few rows are used at a time.
+    pub(crate) fn table(&self, name: &str, rows: usize, width: usize) -> Result<Table> {
+        let shape = [rows, width];
+        let in_map = matches!(self.path, Path::Kernels { .. })
+            && !matches!(self.weights.stored(name), Some(Stored::Other(_)) | None);
+        let rows = if in_map {
+            TableRows::InMap { weights: Arc::clone(self.weights), name: name.to_owned(), shape }
+        } else {
+            TableRows::Tensor(self.tensor(name, &shape)?)
         };
-        self.weights.tensor(name, shape, dtype, self.device)
+        Ok(Table { rows, dtype: self.dtype, device: self.device.clone() })
     }
 
     pub(crate) fn linear(&self, name: &str, outputs: usize, inputs: usize) -> Result<Linear> {
-        let name = format!("{name}.weight");
-        let shape = [outputs, inputs];
-        if self.path == Path::Portable {
-            return Ok(Linear::Dense { weight: self.tensor(&name, &shape)?, bias: None });
-        }
-        let raw = self.weights.raw(&name, &shape)?;
-        let weight = PackedLinear::pack_rows(Format::F32, outputs, inputs, |row, to| raw.row(row, to))?;
-        Ok(Linear::Packed { weight, bias: None })
+        self.linear_of_shape(&format!("{name}.weight"), &[outputs, inputs])
     }
 
     pub(crate) fn linear_with_bias(&self, name: &str, outputs: usize, inputs: usize) -> Result<Linear> {
-        let bias_name = format!("{name}.bias");
-        Ok(match self.linear(name, outputs, inputs)? {
-            Linear::Dense { weight, .. } => Linear::Dense { weight, bias: Some(self.tensor(&bias_name, &[outputs])?) },
-            Linear::Packed { weight, .. } => {
-                Linear::Packed { weight, bias: Some(self.weights.values(&bias_name, &[outputs])?) }
-            }
-        })
+        let mut linear = self.linear(name, outputs, inputs)?;
+        linear.bias = Some(self.tensor(&format!("{name}.bias"), &[outputs])?);
+        Ok(linear)
     }
 
     /// A layer whose weight has another shape in the file, `[outputs, ...]`.
     pub(crate) fn linear_of_shape(&self, name: &str, shape: &[usize]) -> Result<Linear> {
         let (outputs, inputs) = (shape[0], shape[1..].iter().product());
-        Ok(match self.path {
-            Path::Portable => {
-                Linear::Dense { weight: self.tensor(name, shape)?.reshape((outputs, inputs))?, bias: None }
+        if self.path == Path::Portable {
+            let weight = Weight::Dense(self.tensor(name, shape)?.reshape((outputs, inputs))?);
+            return Ok(Linear { weight, bias: None });
+        }
+        let raw = self.weights.raw(name, shape)?;
+        let stored = self.weights.stored(name).unwrap_or(raw.stored);
+        let format = self.types.format(name, stored, inputs);
+        let weight = match (format, raw.stored) {
+            (Format::Bf16, Stored::Bf16) if self.in_place => {
+                let (weights, name) = (Arc::clone(self.weights), name.to_owned());
+                Weight::InMap { weights, name, shape: shape.to_vec() }
             }
-            Path::Kernels => {
-                let values = self.weights.values(name, shape)?;
-                Linear::Packed { weight: PackedLinear::pack_f32(&values, outputs, inputs)?, bias: None }
+            (Format::Block(format), Stored::Block(stored)) if format == stored => {
+                Weight::Packed(PackedLinear::pack_blocks(format, outputs, inputs, |row| raw.row_bytes(row))?)
             }
-        })
+            _ => Weight::Packed(PackedLinear::pack_rows(format, outputs, inputs, |row, to| raw.row(row, to))?),
+        };
+        self.weights.release(name);
+        Ok(Linear { weight, bias: None })
     }
 
     pub(crate) fn rms_norm(&self, name: &str, size: usize, eps: f64) -> Result<RmsNorm> {
-        Ok(RmsNorm { weight: self.tensor(&format!("{name}.weight"), &[size])?, eps })
+        Ok(RmsNorm { weight: self.tensor(&format!("{name}.weight"), &[size])?, eps, path: self.path })
     }
 
     pub(crate) fn layer_norm(&self, name: &str, size: usize, eps: f64) -> Result<LayerNorm> {
         let weight = self.tensor(&format!("{name}.weight"), &[size])?;
-        Ok(LayerNorm { weight, bias: self.tensor(&format!("{name}.bias"), &[size])?, eps })
+        Ok(LayerNorm { weight, bias: self.tensor(&format!("{name}.bias"), &[size])?, eps, path: self.path })
     }
 
     /// The hyperbolic tangent of a gate, which is a scalar.
@@ -81,33 +90,106 @@ impl Loader<'_> {
     }
 }
 
+/// Rows that are looked up.
+#[derive(Debug)]
+pub(crate) struct Table {
+    rows: TableRows,
+    dtype: DType,
+    device: Device,
+}
+
+#[derive(Debug)]
+enum TableRows {
+    Tensor(Tensor),
+    /// Read from the file's memory map.
+    InMap {
+        weights: Arc<Weights>,
+        name: String,
+        shape: [usize; 2],
+    },
+}
+
+impl Table {
+    /// The given rows, `[rows, width]`.
+    pub(crate) fn rows(&self, rows: &[u32]) -> Result<Tensor> {
+        match &self.rows {
+            TableRows::Tensor(table) => Ok(table.index_select(&Tensor::new(rows, &self.device)?, 0)?),
+            TableRows::InMap { weights, name, shape } => {
+                let raw = weights.raw(name, shape)?;
+                let width = shape[1];
+                let mut values = vec![0.0; rows.len() * width];
+                for (row, to) in rows.iter().zip(values.chunks_exact_mut(width)) {
+                    if *row as usize >= shape[0] {
+                        let message = format!("row {row} of {name}, which has {}", shape[0]);
+                        return Err(candle_core::Error::Msg(message).bt().into());
+                    }
+                    raw.row(*row as usize, to);
+                }
+                Ok(Tensor::from_vec(values, (rows.len(), width), &self.device)?.to_dtype(self.dtype)?)
+            }
+        }
+    }
+}
+
 /// `y = x Wᵀ + b`, `W` of `[outputs, inputs]`.
 #[derive(Debug)]
-pub(crate) enum Linear {
-    /// For candle's product.
-    Dense { weight: Tensor, bias: Option<Tensor> },
-    /// For the CPU kernels.
-    Packed { weight: PackedLinear, bias: Option<Vec<f32>> },
+pub(crate) struct Linear {
+    weight: Weight,
+    bias: Option<Tensor>,
 }
+
+#[derive(Debug)]
+enum Weight {
+    /// For candle's product.
+    Dense(Tensor),
+    /// For the CPU kernels.
+    Packed(PackedLinear),
+    /// In the file's memory map; packed part by part whenever it is used.
+    InMap { weights: Arc<Weights>, name: String, shape: Vec<usize> },
+}
+
+/// Outputs of a mapped weight that are packed at a time.
+const MAPPED_OUTPUTS: usize = 1024;
 
 impl Linear {
     /// `[rows, inputs]` to `[rows, outputs]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Self::Dense { weight, bias: None } => x.matmul(&weight.t()?)?,
-            Self::Dense { weight, bias: Some(bias) } => x.matmul(&weight.t()?)?.broadcast_add(bias)?,
-            Self::Packed { weight, bias: None } => weight.forward_tensor(x)?,
-            Self::Packed { weight, bias: Some(bias) } => weight.forward_tensor_with(x, Epilogue::Bias(bias))?,
-        })
+        let y = match (&self.weight, &self.bias) {
+            (Weight::Packed(weight), Some(bias)) => {
+                return Ok(kernels::with_slice(bias, |bias| weight.forward_tensor_with(x, Epilogue::Bias(bias)))?);
+            }
+            (Weight::Packed(weight), None) => weight.forward_tensor(x)?,
+            (Weight::Dense(weight), _) => x.matmul(&weight.t()?)?,
+            (Weight::InMap { weights, name, shape }, _) => forward_mapped(weights, name, shape, x)?,
+        };
+        match &self.bias {
+            Some(bias) => Ok(y.broadcast_add(bias)?),
+            None => Ok(y),
+        }
     }
 
     /// [`Linear::forward`], then the exact GELU.
     pub(crate) fn forward_gelu(&self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Packed { weight, bias: Some(bias) } => Ok(weight.forward_tensor_with(x, Epilogue::BiasGelu(bias))?),
+        match (&self.weight, &self.bias) {
+            (Weight::Packed(weight), Some(bias)) => {
+                Ok(kernels::with_slice(bias, |bias| weight.forward_tensor_with(x, Epilogue::BiasGelu(bias)))?)
+            }
             _ => Ok(self.forward(x)?.gelu_erf()?),
         }
     }
+}
+
+/// The same bits as with the weight packed whole.
+fn forward_mapped(weights: &Weights, name: &str, shape: &[usize], x: &Tensor) -> Result<Tensor> {
+    let raw = weights.raw(name, shape)?;
+    let (outputs, inputs) = (shape[0], shape[1..].iter().product());
+    let mut parts = Vec::with_capacity(outputs.div_ceil(MAPPED_OUTPUTS));
+    for first in (0..outputs).step_by(MAPPED_OUTPUTS) {
+        let here = MAPPED_OUTPUTS.min(outputs - first);
+        let part = PackedLinear::pack_rows(Format::Bf16, here, inputs, |row, to| raw.row(first + row, to))?;
+        parts.push(part.forward_tensor(x)?);
+    }
+    Ok(Tensor::cat(&parts, 1)?)
 }
 
 /// Root-mean-square norm (Zhang & Sennrich 2019). Computed in f32 and cast back before the weight is applied, as in
@@ -116,11 +198,15 @@ impl Linear {
 pub(crate) struct RmsNorm {
     weight: Tensor,
     eps: f64,
+    path: Path,
 }
 
 impl RmsNorm {
     /// Normalises the last axis of a contiguous tensor.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let Path::Kernels { .. } = self.path {
+            return Ok(kernels::rms_norm(x, &self.weight, self.eps as f32)?);
+        }
         if x.dtype() == DType::F32 {
             return Ok(ops::rms_norm(x, &self.weight, self.eps as f32)?);
         }
@@ -137,16 +223,32 @@ pub(crate) struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
     eps: f64,
+    path: Path,
 }
 
 impl LayerNorm {
     /// Normalises the last axis of a contiguous tensor.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let Path::Kernels { .. } = self.path {
+            return Ok(kernels::layer_norm(x, &self.weight, &self.bias, self.eps as f32)?);
+        }
         Ok(ops::layer_norm(x, &self.weight, &self.bias, self.eps as f32)?)
     }
 }
 
 /// `x + gate * y`.
-pub(crate) fn add_gated(x: &Tensor, gate: f64, y: &Tensor) -> Result<Tensor> {
-    Ok((x + (y * gate)?)?)
+pub(crate) fn add_gated(path: Path, x: &Tensor, gate: f64, y: &Tensor) -> Result<Tensor> {
+    match path {
+        Path::Kernels { .. } => Ok(kernels::add_gated(x, y, gate as f32, None)?),
+        Path::Portable if gate == 1.0 => Ok((x + y)?),
+        Path::Portable => Ok((x + (y * gate)?)?),
+    }
+}
+
+/// `silu(gate) * up`.
+pub(crate) fn silu_mul(path: Path, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    match path {
+        Path::Kernels { .. } => Ok(kernels::silu_mul(gate, up)?),
+        Path::Portable => Ok((candle_nn::ops::silu(gate)? * up)?),
+    }
 }

@@ -1,9 +1,11 @@
 //! [`Model`]: a checkpoint ready to run.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{DType, Device, Tensor};
 use vgen_core::PixelTiles;
+use vgen_kernels::attention::Inside;
 
 use crate::attention::Path;
 use crate::checkpoint::Checkpoint;
@@ -15,14 +17,22 @@ use crate::reference::Reference;
 use crate::tensors;
 use crate::text::{Sequence, TextModel};
 use crate::vision::{Observer, VisionStates, VisionTower};
+use crate::weight_type::{WeightType, WeightTypes};
 
 /// Where and how a model computes.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
     /// Where.
     pub device: Device,
-    /// Type of weights and activations.
+    /// Type of activations; of weights too, except by kernels for the CPU.
     pub dtype: DType,
+    /// Types of weights for the kernels of the CPU.
+    pub weights: WeightTypes,
+    /// Leave bf16 matrices in the memory map of their file, and pack them part by part whenever they are used: slow,
+    /// but the model needn't fit in memory.
+    pub in_place: bool,
+    /// Type of keys and values.
+    pub kv_dtype: DType,
     /// Which reference to follow.
     pub reference: Reference,
     /// Use only operations that every device has, also where there are kernels for the CPU.
@@ -31,7 +41,15 @@ pub struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { device: Device::Cpu, dtype: DType::F32, reference: Reference::default(), portable: false }
+        Self {
+            device: Device::Cpu,
+            dtype: DType::F32,
+            weights: WeightType::F32.into(),
+            in_place: false,
+            kv_dtype: DType::F32,
+            reference: Reference::default(),
+            portable: false,
+        }
     }
 }
 
@@ -79,12 +97,24 @@ impl Model {
     /// read. `progress` hears of the layers done and their number.
     pub fn load(checkpoint: &Checkpoint, options: &LoadOptions, progress: &dyn Fn(usize, usize)) -> Result<Self> {
         let config = Config::from_json(&checkpoint.require("config.json")?)?;
-        let weights = checkpoint.weights()?;
+        let weights = Arc::new(checkpoint.weights()?);
         weights.check(&tensors::expected(&config))?;
-        let kernels = options.device.is_cpu() && options.dtype == DType::F32 && !options.portable;
-        let path = if kernels { Path::Kernels } else { Path::Portable };
-        let loader = Loader { weights: &weights, dtype: options.dtype, device: &options.device, path };
-        let text = TextModel::load(&loader, &config.text, options.reference, progress)?;
+        let path = if !options.device.is_cpu() || options.dtype != DType::F32 || options.portable {
+            Path::Portable
+        } else if options.weights.all == Some(WeightType::F32) {
+            Path::Kernels { inside: Inside::F32 }
+        } else {
+            Path::Kernels { inside: Inside::Bf16 }
+        };
+        let loader = Loader {
+            weights: &weights,
+            types: &options.weights,
+            in_place: options.in_place,
+            dtype: options.dtype,
+            device: &options.device,
+            path,
+        };
+        let text = TextModel::load(&loader, &config.text, options.reference, options.kv_dtype, progress)?;
         let vision = match &config.vision {
             Some(vision) => {
                 let tower = VisionTower::load(&loader, vision, options.reference)?;

@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::config::{RopeConfig, TextConfig};
+use crate::attention::Path;
+use crate::config::{RopeConfig, RopeScaling, TextConfig};
 use crate::error::Result;
 
 /// Cosines and sines by position, computed in f32 as transformers does.
@@ -15,6 +16,12 @@ impl Rope {
     /// The frequencies of a model.
     pub(crate) fn new(config: &TextConfig) -> Self {
         Self { inverse_frequencies: inverse_frequencies(&config.rope, config.head_dim) }
+    }
+
+    /// What each frequency is divided by.
+    pub(crate) fn factors(&self, config: &TextConfig) -> Vec<f32> {
+        let plain = inverse_frequencies(&RopeConfig { scaling: None, ..config.rope.clone() }, config.head_dim);
+        plain.iter().zip(&self.inverse_frequencies).map(|(plain, scaled)| plain / scaled).collect()
     }
 
     /// Cosines and sines of the given positions, each `[positions, head_dim / 2]`.
@@ -41,7 +48,11 @@ fn inverse_frequencies(rope: &RopeConfig, head_dim: usize) -> Vec<f32> {
         .map(|j| {
             // f32 at each step, like torch.
             let inverse = 1.0 / (rope.theta as f32).powf(2.0 * j as f32 / head_dim as f32);
-            let Some(scaling) = &rope.scaling else { return inverse };
+            let scaling = match &rope.scaling {
+                None => return inverse,
+                Some(RopeScaling::Factors(factors)) => return inverse / factors[j],
+                Some(RopeScaling::Llama3(scaling)) => scaling,
+            };
             let (low, high) = (scaling.low_freq_factor as f32, scaling.high_freq_factor as f32);
             let original = scaling.original_max_position_embeddings as f32;
             let factor = scaling.factor as f32;
@@ -59,7 +70,11 @@ fn inverse_frequencies(rope: &RopeConfig, head_dim: usize) -> Vec<f32> {
 }
 
 /// Rotates `x` `[tokens, heads, head_dim]` by tables of `[tokens, head_dim / 2]`.
-pub(crate) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+pub(crate) fn rotate(path: Path, x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    if let Path::Kernels { .. } = path {
+        let positions: Vec<u32> = (0..x.dim(0)? as u32).collect();
+        return Ok(vgen_kernels::tensor::rope(x, cos, sin, &positions)?);
+    }
     // candle's fused kernel wants [batch, heads, tokens, head_dim]; here every token is a batch of its own row, so
     // the token axis takes the place of the sequence and heads are swapped in front.
     let x = x.transpose(0, 1)?.contiguous()?.unsqueeze(0)?;

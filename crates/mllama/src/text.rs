@@ -6,13 +6,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use candle_nn::ops::silu;
 
 use crate::attention::{Path, SeenImages, TextTokens};
 use crate::config::TextConfig;
 use crate::error::{Error, Result};
 use crate::kv::{CrossKv, SelfKv};
-use crate::layers::{Linear, Loader, RmsNorm, add_gated};
+use crate::layers::{Linear, Loader, RmsNorm, Table, add_gated, silu_mul};
 use crate::reference::Reference;
 use crate::rope::{Rope, rotate};
 use crate::vision::{Observer, VisionStates};
@@ -33,12 +32,14 @@ pub struct Sequence<'a> {
 pub(crate) struct TextModel {
     config: TextConfig,
     reference: Reference,
-    embedding: Tensor,
+    embedding: Table,
     layers: Vec<Layer>,
     norm: RmsNorm,
     lm_head: Linear,
     rope: Rope,
     dtype: DType,
+    /// Of keys and values.
+    kv_dtype: DType,
     device: Device,
     path: Path,
 }
@@ -82,13 +83,14 @@ impl TextModel {
         loader: &Loader,
         config: &TextConfig,
         reference: Reference,
+        kv_dtype: DType,
         progress: &dyn Fn(usize, usize),
     ) -> Result<Self> {
         let c = config;
         let embedding = "language_model.model.embed_tokens";
         let head = if c.tie_word_embeddings { embedding } else { "language_model.lm_head" };
         let lm_head = loader.linear(head, c.vocab_size, c.hidden_size)?;
-        let embedding = loader.table(&format!("{embedding}.weight"), &[c.embedding_rows, c.hidden_size])?;
+        let embedding = loader.table(&format!("{embedding}.weight"), c.embedding_rows, c.hidden_size)?;
         let (mut selves, mut crosses) = (0, 0);
         let mut layers = Vec::with_capacity(c.num_hidden_layers);
         for i in 0..c.num_hidden_layers {
@@ -106,6 +108,7 @@ impl TextModel {
             config: c.clone(),
             reference,
             dtype: loader.dtype,
+            kv_dtype,
             device: loader.device.clone(),
             path: loader.path,
         })
@@ -120,7 +123,7 @@ impl TextModel {
             if let Attention::Cross { projections, k_norm, .. } = &layer.attention {
                 let k = k_norm.forward(&projections.k.forward(&states.projected)?.reshape(shape)?)?;
                 let v = projections.v.forward(&states.projected)?.reshape(shape)?;
-                layers.push((k, v));
+                layers.push((k.to_dtype(self.kv_dtype)?, v.to_dtype(self.kv_dtype)?));
             }
         }
         let key_bias = if tokens > states.live_tokens {
@@ -135,7 +138,7 @@ impl TextModel {
 
     /// A store for a sequence of up to `capacity` tokens.
     pub(crate) fn self_kv(&self, capacity: usize) -> Result<SelfKv> {
-        SelfKv::new(&self.config, capacity, self.dtype, &self.device)
+        SelfKv::new(&self.config, capacity, self.kv_dtype, &self.device)
     }
 
     fn check(&self, ids: &[u32], sequences: &[Sequence]) -> Result<()> {
@@ -180,15 +183,16 @@ impl TextModel {
             .collect();
         let (cos, sin) = self.rope.tables(&positions, self.dtype, &self.device)?;
         let runs = self.runs(sequences);
-        let mut x = self.embedding.index_select(&Tensor::new(ids, &self.device)?, 0)?.to_dtype(self.dtype)?;
+        let mut x = self.embedding.rows(ids)?;
         observe("embed", &x);
         for (i, layer) in self.layers.iter().enumerate() {
             x = match &layer.attention {
                 Attention::SelfAttention { projections, index } => {
                     let normed = layer.input_layernorm.forward(&x)?;
                     let attended = self.self_attention(projections, *index, &normed, sequences, &cos, &sin)?;
-                    let x = (x + attended)?;
-                    (&x + layer.mlp(&layer.post_attention_layernorm.forward(&x)?)?)?
+                    let x = add_gated(self.path, &x, 1.0, &attended)?;
+                    let mlp = layer.mlp(self.path, &layer.post_attention_layernorm.forward(&x)?)?;
+                    add_gated(self.path, &x, 1.0, &mlp)?
                 }
                 Attention::Cross { .. } => self.cross_layer(layer, x, &runs)?,
             };
@@ -220,9 +224,10 @@ impl TextModel {
         let (tokens, _) = x.dims2()?;
         let c = &self.config;
         let split = |x: Tensor, heads: usize| x.reshape((tokens, heads, c.head_dim));
-        let q = rotate(&split(projections.q.forward(x)?, c.num_attention_heads)?, cos, sin)?;
-        let k = rotate(&split(projections.k.forward(x)?, c.num_key_value_heads)?, cos, sin)?;
+        let q = rotate(self.path, &split(projections.q.forward(x)?, c.num_attention_heads)?, cos, sin)?;
+        let k = rotate(self.path, &split(projections.k.forward(x)?, c.num_key_value_heads)?, cos, sin)?;
         let v = split(projections.v.forward(x)?, c.num_key_value_heads)?;
+        let (k, v) = (k.to_dtype(self.kv_dtype)?, v.to_dtype(self.kv_dtype)?);
         let mut start = 0;
         let mut texts = Vec::with_capacity(sequences.len());
         for sequence in sequences {
@@ -272,7 +277,7 @@ impl TextModel {
         let seen = runs.iter().map(|run| run.seen(*index, &self.device)).collect::<Result<Vec<_>>>()?;
         let attended = self.path.cross(&q, &seen)?.reshape((attending.len(), ()))?;
         let attended = projections.o.forward(&attended)?;
-        let rows = add_gated(&rows, *attn_gate, &attended)?;
+        let rows = add_gated(self.path, &rows, *attn_gate, &attended)?;
         let x = replace(&x, &attending, &rows)?;
 
         let seeing: Vec<u32> =
@@ -281,8 +286,8 @@ impl TextModel {
             return Ok(x);
         }
         let rows = select(&x, &seeing)?;
-        let mlp = layer.mlp(&layer.post_attention_layernorm.forward(&rows)?)?;
-        replace(&x, &seeing, &add_gated(&rows, *mlp_gate, &mlp)?)
+        let mlp = layer.mlp(self.path, &layer.post_attention_layernorm.forward(&rows)?)?;
+        replace(&x, &seeing, &add_gated(self.path, &rows, *mlp_gate, &mlp)?)
     }
 }
 
@@ -362,8 +367,8 @@ impl Layer {
     }
 
     /// SwiGLU (Shazeer 2020).
-    fn mlp(&self, x: &Tensor) -> Result<Tensor> {
-        let gated = (silu(&self.gate_proj.forward(x)?)? * self.up_proj.forward(x)?)?;
+    fn mlp(&self, path: Path, x: &Tensor) -> Result<Tensor> {
+        let gated = silu_mul(path, &self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?;
         self.down_proj.forward(&gated)
     }
 }

@@ -26,7 +26,7 @@ use vgen_core::PixelTiles;
 use crate::attention::{ImageTokens, Path};
 use crate::config::VisionConfig;
 use crate::error::{Error, Result};
-use crate::layers::{LayerNorm, Linear, Loader, add_gated};
+use crate::layers::{LayerNorm, Linear, Loader, Table, add_gated};
 use crate::reference::Reference;
 
 /// Observes intermediate results by the names that the goldens use.
@@ -60,18 +60,24 @@ pub struct VisionTower {
 /// Embeddings by aspect-ratio id and tile, times their gate.
 #[derive(Debug)]
 struct TileTable {
-    values: Tensor,
+    /// By id, `[tiles * rows * hidden]`.
+    table: Table,
+    tiles: usize,
+    rows: usize,
     gate: f64,
-    /// Of the computation.
-    dtype: DType,
 }
 
 impl TileTable {
+    /// `[tiles, rows, hidden]`.
+    fn of_id(&self, id: usize) -> Result<Tensor> {
+        Ok(self.table.rows(&[id as u32])?.reshape((self.tiles, self.rows, ()))?)
+    }
+
     /// Rows of `tiles` for an id, `[tiles, rows, hidden]`.
     fn rows(&self, id: usize, tiles: &[usize]) -> Result<Tensor> {
-        let of_id = self.values.get(id)?;
+        let of_id = self.of_id(id)?;
         let rows = tiles.iter().map(|&tile| of_id.get(tile)).collect::<candle_core::Result<Vec<_>>>()?;
-        Ok((Tensor::stack(&rows, 0)?.to_dtype(self.dtype)? * self.gate)?)
+        Ok((Tensor::stack(&rows, 0)? * self.gate)?)
     }
 }
 
@@ -188,10 +194,9 @@ impl VisionTower {
         let (h, ids, tiles, patches) =
             (c.hidden_size, c.supported_aspect_ratios.len() + 1, c.max_num_tiles, c.patches());
         let table = |name: &str, gate: &str, rows: usize| -> Result<TileTable> {
-            let values = loader.table(&format!("vision_model.{name}.weight"), &[ids, tiles * rows * h])?;
-            let values = values.reshape((ids, tiles, rows, h))?;
+            let table = loader.table(&format!("vision_model.{name}.weight"), ids, tiles * rows * h)?;
             let gate = loader.tanh_gate(&format!("vision_model.{gate}.gate"))?;
-            Ok(TileTable { values, gate, dtype: loader.dtype })
+            Ok(TileTable { table, tiles, rows, gate })
         };
         let kernel = [h, c.num_channels, c.patch_size, c.patch_size];
         let gate = loader.tanh_gate("vision_model.gated_positional_embedding.gate")?;
@@ -206,7 +211,7 @@ impl VisionTower {
         let unused_tiles_equal = (0..ids)
             .map(|id| {
                 let live = c.live_tiles(id);
-                let equal = |table: &TileTable| unused_equal(&table.values.get(id)?, live);
+                let equal = |table: &TileTable| unused_equal(&table.of_id(id)?, live);
                 Ok(equal(&tile_positions)? && equal(&pre_tile)? && equal(&post_tile)?)
             })
             .collect::<Result<_>>()?;
@@ -489,9 +494,9 @@ impl VisionLayer {
         let (q, k, v) = (self.q.forward(&normed)?, self.k.forward(&normed)?, self.v.forward(&normed)?);
         let attended = attention.path.vision(&split(q)?, &split(k)?, &split(v)?, &attention.images)?;
         let attended = attended.reshape((tokens, h))?;
-        let x = add_gated(x, self.gate_attn, &self.o.forward(&attended)?)?;
+        let x = add_gated(attention.path, x, self.gate_attn, &self.o.forward(&attended)?)?;
         let normed = self.post_attention_layernorm.forward(&x)?;
         let mlp = self.fc2.forward(&self.fc1.forward_gelu(&normed)?)?;
-        add_gated(&x, self.gate_ffn, &mlp)
+        add_gated(attention.path, &x, self.gate_ffn, &mlp)
     }
 }

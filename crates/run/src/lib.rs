@@ -30,6 +30,7 @@ mod progress;
 pub mod record;
 mod reorder;
 mod task;
+mod verify;
 
 pub use errors::MaxErrors;
 pub use known::{JournalRows, KnownRows, OldRows, check_skipped};
@@ -37,6 +38,7 @@ pub use merge::{Merged, merge};
 pub use pipeline::{Pipeline, RunError};
 pub use progress::{Observer, Progress, Summary};
 pub use task::Task;
+pub use verify::{Difference, Sampled, Verified, verify};
 
 /// The examples of the README, compiled with the tests.
 #[cfg(doctest)]

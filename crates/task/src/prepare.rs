@@ -47,6 +47,12 @@ pub enum PrepareError {
     /// A system message with an image.
     #[error("a system message has an image")]
     SystemImage,
+    /// An image for a model that reads text only.
+    #[error("the row has an image, but the model reads text only")]
+    TextOnly,
+    /// A model that sees images without a description of how it wants them.
+    #[error("the checkpoint has no preprocessor_config.json")]
+    NoProcessor,
     /// Messages without any text or image.
     #[error("the messages are empty")]
     Empty,
@@ -68,6 +74,11 @@ impl From<PrepareError> for Fault {
             PrepareError::SystemImage => {
                 Fault::row("prompt.system_image", message).with_hint("put the image in the user's message")
             }
+            PrepareError::TextOnly => Fault::row("prompt.text_only", message)
+                .with_hint("take a Llama-3.2-Vision checkpoint, or leave the image out"),
+            PrepareError::NoProcessor => {
+                Fault::stop("model.config", message).with_hint("download the checkpoint's files again")
+            }
             PrepareError::Empty => Fault::row("prompt.empty", message).with_hint("give an instruction or an image"),
         }
     }
@@ -78,8 +89,8 @@ impl From<PrepareError> for Fault {
 pub struct ModelFiles<'a> {
     /// `config.json`
     pub config: &'a str,
-    /// `preprocessor_config.json`
-    pub preprocessor_config: &'a str,
+    /// `preprocessor_config.json`; a model that reads text only has none.
+    pub preprocessor_config: Option<&'a str>,
     /// `tokenizer.json`
     pub tokenizer: &'a [u8],
     /// `tokenizer_config.json`, if there is one.
@@ -127,17 +138,40 @@ pub struct Prepared {
     pub text: String,
 }
 
+/// `config.json` as far as tokens go: of a model that sees images, or of a plain Llama.
 #[derive(Deserialize)]
-struct ModelConfig {
-    #[serde(alias = "image_token_id")]
-    image_token_index: u32,
-    text_config: TextConfig,
+#[serde(untagged)]
+enum ModelConfig {
+    Vision {
+        /// The first id after the vocabulary unless given.
+        #[serde(alias = "image_token_id")]
+        image_token_index: Option<u32>,
+        text_config: TextConfig,
+    },
+    Text(TextConfig),
 }
 
 #[derive(Deserialize)]
 struct TextConfig {
     vocab_size: usize,
-    bos_token_id: u32,
+    bos_token_id: Option<u32>,
+}
+
+/// `tokenizer_config.json` as far as it is needed here.
+#[derive(Deserialize, Default)]
+struct TokenizerConfig {
+    /// Whether a text begins with the beginning-of-text token; where it says nothing, `tokenizer.json` decides.
+    add_bos_token: Option<bool>,
+    #[serde(flatten)]
+    rest: Map<String, Json>,
+}
+
+impl TokenizerConfig {
+    /// The text of a token: a text, or an object that holds it.
+    fn token(&self, name: &str) -> Option<&str> {
+        let token = self.rest.get(name)?;
+        token.as_str().or_else(|| token.get("content")?.as_str())
+    }
 }
 
 /// A prompt's text and token ids.
@@ -154,7 +188,12 @@ pub struct EncodedPrompt {
 pub struct Preprocessor {
     chat: Option<ChatTemplate>,
     tokenizer: Tokenizer,
-    processor: MllamaImageProcessor,
+    /// `None` for a model that reads text only.
+    processor: Option<MllamaImageProcessor>,
+    /// Whether a raw prompt begins with the beginning-of-text token.
+    raw_bos: bool,
+    /// What `tokenizer_config.json` calls the end-of-sequence token.
+    eos: Option<u32>,
     fetcher: ImageFetcher,
     variables: Map<String, Json>,
 }
@@ -168,35 +207,41 @@ impl Preprocessor {
     pub fn from_files(files: &ModelFiles<'_>, options: PrepareOptions) -> Result<Self, PrepareError> {
         let json_error = |file| move |source| PrepareError::Json { file, source };
         let config: ModelConfig = serde_json::from_str(files.config).map_err(json_error("config.json"))?;
-        let ids = TokenIds {
-            vocab_size: config.text_config.vocab_size,
-            image: config.image_token_index,
-            bos: config.text_config.bos_token_id,
+        let settings: TokenizerConfig = match files.tokenizer_config {
+            Some(text) => serde_json::from_str(text).map_err(json_error("tokenizer_config.json"))?,
+            None => TokenizerConfig::default(),
         };
-        let tokenizer = Tokenizer::from_json(files.tokenizer, ids)?;
-        let processor = MllamaImageProcessor::from_json(files.preprocessor_config, files.config)?;
+        let (image, TextConfig { vocab_size, bos_token_id: bos }) = match config {
+            ModelConfig::Vision { image_token_index, text_config } => {
+                let after = u32::try_from(text_config.vocab_size).unwrap_or(u32::MAX);
+                (Some(image_token_index.unwrap_or(after)), text_config)
+            }
+            ModelConfig::Text(text_config) => (None, text_config),
+        };
+        let tokenizer = Tokenizer::from_json(files.tokenizer, TokenIds { vocab_size, image, bos })?;
+        let processor = match (image, files.preprocessor_config) {
+            (Some(_), Some(text)) => Some(MllamaImageProcessor::from_json(text, files.config)?),
+            (Some(_), None) => return Err(PrepareError::NoProcessor),
+            (None, _) => None,
+        };
         let name = options.template_name.as_deref();
         let mut chat = ChatTemplate::from_files(files.chat_template, files.tokenizer_config, name)?;
         if let Some(chat) = &mut chat {
             chat.set_global("bos_token", tokenizer.bos_text());
-            let settings: Map<String, Json> = match files.tokenizer_config {
-                Some(text) => serde_json::from_str(text).map_err(json_error("tokenizer_config.json"))?,
-                None => Map::new(),
-            };
             for name in ["bos_token", "eos_token", "pad_token", "unk_token"] {
-                // A text, or an object that holds it.
-                let token =
-                    settings.get(name).and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str()));
-                if let Some(token) = token {
+                if let Some(token) = settings.token(name) {
                     chat.set_global(name, token);
                 }
             }
         }
+        // Models that see images were trained on raw prompts with it.
+        let raw_bos = image.is_some() || settings.add_bos_token.unwrap_or_else(|| tokenizer.adds_bos());
+        let eos = settings.token("eos_token").and_then(|token| tokenizer.token_to_id(token));
         let mut variables = options.template_variables;
         if let Some(date) = options.date_string {
             variables.entry("date_string").or_insert(Json::String(date));
         }
-        Ok(Self { chat, tokenizer, processor, fetcher: ImageFetcher::new(options.limits), variables })
+        Ok(Self { chat, tokenizer, processor, raw_bos, eos, fetcher: ImageFetcher::new(options.limits), variables })
     }
 
     /// The tokenizer.
@@ -204,9 +249,14 @@ impl Preprocessor {
         &self.tokenizer
     }
 
-    /// The image processor.
-    pub fn image_processor(&self) -> &MllamaImageProcessor {
-        &self.processor
+    /// The end-of-sequence token by `tokenizer_config.json`, for models whose other files don't name one.
+    pub fn eos_token(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// The image processor; `None` for a model that reads text only.
+    pub fn image_processor(&self) -> Option<&MllamaImageProcessor> {
+        self.processor.as_ref()
     }
 
     /// Whether the checkpoint has a chat template.
@@ -222,8 +272,9 @@ impl Preprocessor {
         // The prompt first: it is cheap, and images are not fetched for a row that can't be answered.
         let prompt = self.encode_messages(messages)?;
         let image_token = self.tokenizer.ids().image;
+        let is_image = |&(_, &id): &(usize, &u32)| Some(id) == image_token;
         let image_positions: Vec<usize> =
-            prompt.ids.iter().enumerate().filter(|&(_, &id)| id == image_token).map(|(position, _)| position).collect();
+            prompt.ids.iter().enumerate().filter(is_image).map(|(position, _)| position).collect();
         let images: Vec<&ImageRef> = messages.iter().flat_map(Message::images).collect();
         if image_positions.len() != images.len() {
             return Err(PrepareError::ImageTokens { tokens: image_positions.len(), images: images.len() });
@@ -236,7 +287,8 @@ impl Preprocessor {
     /// The prompt of `messages` without its images' pixels.
     ///
     /// # Errors
-    /// [`PrepareError::Empty`], [`PrepareError::SystemImage`], [`PrepareError::Chat`], [`PrepareError::Tokenizer`].
+    /// [`PrepareError::Empty`], [`PrepareError::TextOnly`], [`PrepareError::SystemImage`], [`PrepareError::Chat`],
+    /// [`PrepareError::Tokenizer`].
     pub fn encode_messages(&self, messages: &[Message]) -> Result<EncodedPrompt, PrepareError> {
         let says_something = |message: &Message| match &message.content {
             Content::Text(text) => !text.is_empty(),
@@ -244,6 +296,9 @@ impl Preprocessor {
         };
         if !messages.iter().any(says_something) {
             return Err(PrepareError::Empty);
+        }
+        if self.processor.is_none() && messages.iter().any(|message| message.images().next().is_some()) {
+            return Err(PrepareError::TextOnly);
         }
         if messages.iter().any(|message| message.role == Role::System && message.images().next().is_some()) {
             return Err(PrepareError::SystemImage);
@@ -274,8 +329,10 @@ impl Preprocessor {
         let rendered = chat.render(messages, &all, &|text| self.tokenizer.fenced(text, fence))?;
         let mut ids = self.tokenizer.encode_fenced(&rendered, fence)?;
         let mut text = fence.remove(&rendered);
-        let bos = self.tokenizer.ids().bos;
-        if !ids.contains(&bos) {
+        // As transformers, which adds nothing to what the template of a text model says.
+        if let (Some(bos), Some(_)) = (self.tokenizer.ids().bos, &self.processor)
+            && !ids.contains(&bos)
+        {
             ids.insert(0, bos);
             text.insert_str(0, self.tokenizer.bos_text());
         }
@@ -288,30 +345,35 @@ impl Preprocessor {
         let paragraphs: Vec<String> =
             messages.iter().map(Message::plain_text).filter(|text| !text.is_empty()).collect();
         let said = paragraphs.join("\n\n");
-        let mut ids = vec![self.tokenizer.ids().image; images];
-        ids.push(self.tokenizer.ids().bos);
+        let mut ids: Vec<u32> = self.tokenizer.ids().image.into_iter().flat_map(|id| vec![id; images]).collect();
+        let bos = self.tokenizer.ids().bos.filter(|_| self.raw_bos);
+        ids.extend(bos);
         ids.extend(self.tokenizer.encode_plain(&said)?);
-        let text = self.tokenizer.image_text().repeat(images) + self.tokenizer.bos_text() + &said;
+        let bos = if bos.is_some() { self.tokenizer.bos_text() } else { "" };
+        let text = self.tokenizer.image_text().repeat(images) + bos + &said;
         Ok(EncodedPrompt { text, ids })
     }
 
     /// Fetches, decodes and cuts one image. Blocks.
     ///
     /// # Errors
-    /// [`ImageError`].
-    pub fn process_image(&self, image: &ImageRef) -> Result<PixelTiles, ImageError> {
+    /// [`PrepareError::Image`], [`PrepareError::TextOnly`].
+    pub fn process_image(&self, image: &ImageRef) -> Result<PixelTiles, PrepareError> {
+        let processor = self.processor.as_ref().ok_or(PrepareError::TextOnly)?;
         let bytes = self.fetcher.fetch(image)?;
         let name = image_name(image);
         let pixels = decode(&bytes, &name, self.fetcher.limits())?;
-        self.processor.process(&pixels, &name)
+        Ok(processor.process(&pixels, &name)?)
     }
 
     /// Cuts one image that is in memory, taken as upright.
     ///
     /// # Errors
-    /// [`ImageError::UnsupportedFormat`] for floating-point pixels, [`ImageError::Empty`] without pixels.
-    pub fn process_dynamic_image(&self, image: DynamicImage) -> Result<PixelTiles, ImageError> {
-        self.processor.process_dynamic(image, "in memory")
+    /// [`PrepareError::TextOnly`], [`ImageError::UnsupportedFormat`] for floating-point pixels, [`ImageError::Empty`]
+    /// without pixels.
+    pub fn process_dynamic_image(&self, image: DynamicImage) -> Result<PixelTiles, PrepareError> {
+        let processor = self.processor.as_ref().ok_or(PrepareError::TextOnly)?;
+        Ok(processor.process_dynamic(image, "in memory")?)
     }
 }
 

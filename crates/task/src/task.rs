@@ -117,7 +117,8 @@ impl TextGenerationWithImage {
         self.input_mappings.get(column).map_or(column, String::as_str)
     }
 
-    pub(crate) fn output_name<'a>(&'a self, column: &'a str) -> &'a str {
+    /// The name under which an output column is written.
+    pub fn output_name<'a>(&'a self, column: &'a str) -> &'a str {
         self.output_mappings.get(column).map_or(column, String::as_str)
     }
 }

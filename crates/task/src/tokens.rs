@@ -50,10 +50,10 @@ impl From<TokenizerError> for Fault {
 pub struct TokenIds {
     /// Ids that the model can write: 0 to this.
     pub vocab_size: usize,
-    /// The id that stands for an image.
-    pub image: u32,
-    /// The id that begins every prompt.
-    pub bos: u32,
+    /// The id that stands for an image; `None` for a model without eyes.
+    pub image: Option<u32>,
+    /// The id that begins a text. A model that sees images has one and begins every prompt with it.
+    pub bos: Option<u32>,
 }
 
 /// A checkpoint's tokenizer, checked against its model.
@@ -61,7 +61,9 @@ pub struct Tokenizer {
     /// Set never to recognise special tokens itself.
     inner: tokenizers::Tokenizer,
     ids: TokenIds,
+    /// Empty if there is none.
     bos: String,
+    /// Empty if there is none.
     image: String,
     /// Finds special tokens in text; the ids are those of `special_ids`.
     finder: AhoCorasick,
@@ -79,8 +81,9 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads the contents of `tokenizer.json` and checks that it has a token for every id that the model can write,
-    /// none that the model can't read, and an image token.
+    /// Reads the contents of `tokenizer.json` and checks that it has no token that the model can't read, and for a
+    /// model that sees images one for every id that it can write and an image token. (Embeddings of text models are
+    /// often padded to a round size.)
     ///
     /// # Errors
     /// [`TokenizerError`], all but `Failed`.
@@ -94,15 +97,15 @@ impl Tokenizer {
         let has = |id: usize| u32::try_from(id).ok().and_then(|id| inner.id_to_token(id)).is_some();
         let size = inner.get_vocab_size(true);
         let missing = (0..ids.vocab_size).filter(|&id| !has(id)).count();
-        if missing > 0 {
+        if missing > 0 && (ids.image.is_some() || missing == ids.vocab_size) {
             let what = format!(
                 "it has {size} tokens and none for {missing} of the {} ids that the model writes",
                 ids.vocab_size
             );
             return Err(TokenizerError::Mismatch(what));
         }
-        if size > ids.vocab_size + EXTRA_EMBEDDINGS {
-            let most = ids.vocab_size + EXTRA_EMBEDDINGS;
+        let most = ids.vocab_size + if ids.image.is_some() { EXTRA_EMBEDDINGS } else { 0 };
+        if size > most {
             return Err(TokenizerError::Mismatch(format!("it has {size} tokens, the model reads at most {most}")));
         }
         let mut special: Vec<(u32, String)> = Vec::new();
@@ -122,7 +125,13 @@ impl Tokenizer {
                 TokenizerError::Mismatch(format!("the model's {what} token {id} is not a special token of it"))
             })
         };
-        let (bos, image) = (special_text(ids.bos, "beginning-of-text")?, special_text(ids.image, "image")?);
+        let (bos, image) = match (ids.image, ids.bos) {
+            (Some(image), Some(bos)) => (special_text(bos, "beginning-of-text")?, special_text(image, "image")?),
+            (Some(_), None) => {
+                return Err(TokenizerError::Mismatch("the model has no beginning-of-text token".to_owned()));
+            }
+            (None, bos) => (bos.and_then(|id| inner.id_to_token(id)).unwrap_or_default(), String::new()),
+        };
         let finder = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostLongest)
             .build(&special_texts)
@@ -159,11 +168,19 @@ impl Tokenizer {
     /// [`TokenizerError::Failed`].
     pub fn encode_raw(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let mut ids = self.encode(text)?;
-        if !text.contains(&self.bos) {
-            let images = ids.iter().take_while(|&&id| id == self.ids.image).count();
-            ids.insert(images, self.ids.bos);
+        if let Some(bos) = self.ids.bos
+            && !text.contains(&self.bos)
+        {
+            let images = ids.iter().take_while(|&&id| Some(id) == self.ids.image).count();
+            ids.insert(images, bos);
         }
         Ok(ids)
+    }
+
+    /// Whether the tokenizer's own post-processing begins a text with the beginning-of-text token.
+    pub(crate) fn adds_bos(&self) -> bool {
+        let added = self.inner.encode_fast("", true);
+        self.ids.bos.is_some() && added.is_ok_and(|added| added.get_ids().first().copied() == self.ids.bos)
     }
 
     /// As [`encode`](Self::encode) without the `fence`s, which keep the texts around them from being special tokens.
@@ -273,12 +290,12 @@ impl Tokenizer {
         &self.ids
     }
 
-    /// The text of the beginning-of-text token.
+    /// The text of the beginning-of-text token; empty if there is none.
     pub fn bos_text(&self) -> &str {
         &self.bos
     }
 
-    /// The text of the image token.
+    /// The text of the image token; empty if there is none.
     pub fn image_text(&self) -> &str {
         &self.image
     }

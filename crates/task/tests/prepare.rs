@@ -18,7 +18,7 @@ fn with(change: impl Fn(String) -> String, chat_template: Option<&str>) -> Resul
     let (config, tokenizer) = (change(checkpoint("config.json")), checkpoint("tokenizer.json"));
     let files = ModelFiles {
         config: &config,
-        preprocessor_config: &checkpoint("preprocessor_config.json"),
+        preprocessor_config: Some(&checkpoint("preprocessor_config.json")),
         tokenizer: tokenizer.as_bytes(),
         tokenizer_config: None,
         chat_template,

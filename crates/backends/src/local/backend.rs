@@ -1,20 +1,23 @@
 //! [`LocalBackend`]: loading, preparation ahead of the engine, and the engine's thread.
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use serde_json::Value;
 use vgen_core::{Backend, Constraint, Fault, FaultClass, Reply, Request, SamplingParams, image_spans};
 use vgen_mllama::hub::HubProgress;
-use vgen_mllama::{Checkpoint, Config, LoadOptions, Model, hub};
+use vgen_mllama::{Checkpoint, Config, LoadOptions, Model, Stored, hub};
 use vgen_task::prepare::{ModelFiles, Preprocessor};
 
-use super::engine::{Engine, EngineStats};
+use super::engine::Engine;
 use super::row::{Job, given_up, given_up_fault};
+use super::stats::{EngineStats, add};
 use super::{
     ConstraintCompiler, ConstraintState, GenerationDefaults, LoadEvent, LocalOptions, MemoryPlan, ModelSource,
-    ResolvedSampling, Vocabulary,
+    Precision, ResolvedSampling, Vocabulary,
 };
 
 /// New tokens of an answer if neither the request nor the model says (distilabel's default).
@@ -64,8 +67,8 @@ impl LocalBackend {
         let start = Instant::now();
         let progress = Arc::new(progress);
         let device = options.device.open()?;
-        let dtype = options.dtype.on(&device)?;
         let checkpoint = match &options.model {
+            ModelSource::Named(name) if Path::new(name).is_file() => Checkpoint::gguf(name)?,
             ModelSource::Named(name) => {
                 let hub_progress: HubProgress = {
                     let progress = Arc::clone(&progress);
@@ -78,21 +81,34 @@ impl LocalBackend {
             ModelSource::Embedded { files, .. } => Checkpoint::memory(files.iter().copied()),
         };
         let config = Config::from_json(&checkpoint.require("config.json")?)?;
-        let plan = MemoryPlan::new(&config, dtype, &options);
-        plan.check()?;
+        let header = checkpoint.weights()?;
+        let stored = |name: &str| header.stored(name).unwrap_or(Stored::F32);
+        let free = if device.is_cpu() { super::free_memory() } else { None };
+        let precision = Precision::choose(&options, &device, &config, &stored, free)?;
+        let plan = MemoryPlan::new(&config, &precision, &options);
+        progress(LoadEvent::Plan { plan: plan.clone(), free });
+        plan.check(free)?;
         let shared = Arc::new(Shared::new(&checkpoint, &options)?);
         if let Some(threads) = options.threads {
             // An error means that the pool runs already: its size stands, the limit below still holds.
             let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build_global();
             vgen_kernels::threads::set_limit(threads.max(1));
         }
-        let load =
-            LoadOptions { device: device.clone(), dtype, reference: options.reference, portable: options.portable };
+        let dtype = precision.to_string();
+        let load = LoadOptions {
+            device: device.clone(),
+            dtype: precision.activations,
+            weights: precision.weights,
+            in_place: precision.in_place,
+            kv_dtype: precision.kv,
+            reference: options.reference,
+            portable: options.portable,
+        };
         let layers = |done, total| progress(LoadEvent::Layers { done, total });
         let model = Model::load(&checkpoint, &load, &layers)?;
         progress(LoadEvent::Ready {
             device: format!("{:?}", device.location()).to_lowercase(),
-            dtype: dtype.as_str().to_owned(),
+            dtype,
             seconds: start.elapsed().as_secs_f64(),
         });
 
@@ -107,7 +123,8 @@ impl LocalBackend {
         threads.push(spawn("vgen-engine", move || engine.run())?);
         for _ in 0..options.prepare_threads.max(1) {
             let (shared, incoming, jobs) = (Arc::clone(&shared), incoming.clone(), jobs.clone());
-            threads.push(spawn("vgen-prepare", move || shared.prepare_all(&incoming, &jobs))?);
+            let stats = Arc::clone(&stats);
+            threads.push(spawn("vgen-prepare", move || shared.prepare_all(&incoming, &jobs, &stats))?);
         }
         let window = 2 * options.batch_size.max(1) + options.prepare_threads;
         Ok(Self { model_name, requests: Some(requests), threads, shared, window, stats })
@@ -140,6 +157,14 @@ impl Backend for LocalBackend {
             Some(constraint) => self.shared.constraint(constraint).map(|_| ()).map_err(stop),
             None => Ok(()),
         }
+    }
+
+    fn reads_images(&self) -> bool {
+        self.shared.preprocessor.image_processor().is_some()
+    }
+
+    fn statistics(&self) -> Option<Value> {
+        serde_json::to_value(self.stats.report()).ok()
     }
 
     fn window(&self) -> usize {
@@ -178,7 +203,10 @@ impl Shared {
     fn new(checkpoint: &Checkpoint, options: &LocalOptions) -> Result<Self, Fault> {
         let config_json = checkpoint.require("config.json")?;
         let config = Config::from_json(&config_json)?;
-        let preprocessor_config = checkpoint.require("preprocessor_config.json")?;
+        let preprocessor_config = match config.vision {
+            Some(_) => Some(checkpoint.require("preprocessor_config.json")?),
+            None => None,
+        };
         let tokenizer = checkpoint.require("tokenizer.json")?;
         let tokenizer_config = checkpoint.text("tokenizer_config.json")?;
         let chat_template = match checkpoint.text("chat_template.json")? {
@@ -187,7 +215,7 @@ impl Shared {
         };
         let files = ModelFiles {
             config: &config_json,
-            preprocessor_config: &preprocessor_config,
+            preprocessor_config: preprocessor_config.as_deref(),
             tokenizer: tokenizer.as_bytes(),
             tokenizer_config: tokenizer_config.as_deref(),
             chat_template: chat_template.as_deref(),
@@ -199,7 +227,11 @@ impl Shared {
         };
         defaults.max_new_tokens.get_or_insert(DEFAULT_MAX_NEW_TOKENS);
         let vocabulary = Arc::new(Vocabulary::new(preprocessor.tokenizer().inner()).map_err(Fault::from)?);
-        let eos = if defaults.eos_token_id.is_empty() { config.eos.clone() } else { defaults.eos_token_id.clone() };
+        let named = || preprocessor.eos_token().filter(|&id| (id as usize) < config.text.vocab_size);
+        let eos = match (&defaults.eos_token_id[..], &config.eos[..]) {
+            ([], []) => named().into_iter().collect(),
+            ([], ids) | (ids, _) => ids.to_vec(),
+        };
         Ok(Self {
             preprocessor,
             defaults,
@@ -229,14 +261,17 @@ impl Shared {
     }
 
     /// Body of a preparation thread: runs until the queue is closed.
-    fn prepare_all(&self, incoming: &Receiver<Submitted>, jobs: &Sender<Job>) {
+    fn prepare_all(&self, incoming: &Receiver<Submitted>, jobs: &Sender<Job>, stats: &EngineStats) {
         for Submitted { request, reply, at } in incoming {
             if let Some(reason) = given_up(&request.cancel, request.deadline) {
                 reply.done(Err(given_up_fault(request.row, reason)));
                 continue;
             }
             let start = Instant::now();
-            match self.prepare(&request) {
+            let prepared = self.prepare(&request);
+            let prepare = start.elapsed();
+            add(&stats.prepare, prepare.as_nanos() as u64);
+            match prepared {
                 Ok((prompt, visible, sampling, constraint)) => {
                     let job = Job {
                         row: request.row,
@@ -248,7 +283,7 @@ impl Shared {
                         deadline: request.deadline,
                         cancel: request.cancel,
                         submitted: at,
-                        prepare: start.elapsed().as_secs_f64(),
+                        prepare: prepare.as_secs_f64(),
                         reply,
                     };
                     if let Err(lost) = jobs.send(job) {

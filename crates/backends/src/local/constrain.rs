@@ -7,6 +7,7 @@
 //! JSON: between tokens of the JSON text at most one space, or one line break with up to 40 spaces, is allowed, so that
 //! a model can indent but not pad for ever. A schema's own `x-guidance` options replace this.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -78,7 +79,45 @@ pub struct ConstraintCompiler {
     factory: ParserFactory,
     vocab_size: usize,
     /// By constraint, as JSON; in order of use, the latest last.
-    compiled: Mutex<Vec<(String, Matcher)>>,
+    compiled: Mutex<Vec<(String, Compiled)>>,
+}
+
+/// A constraint at the start of its form.
+#[derive(Clone)]
+struct Compiled {
+    matcher: Matcher,
+    known: Arc<KnownMasks>,
+}
+
+/// The few tokens that are allowed after a beginning of an answer. Rows with the same constraint begin alike: with the
+/// choices, or with the names of a schema.
+#[derive(Default)]
+struct KnownMasks(Mutex<HashMap<Box<[u32]>, Arc<[u32]>>>);
+
+/// Longest beginning whose mask is kept, in tokens.
+const KEPT_TOKENS: usize = 64;
+/// Most tokens of a mask that is kept.
+const KEPT_ALLOWED: usize = 256;
+/// Most masks that are kept for a constraint.
+const KEPT_MASKS: usize = 4096;
+
+impl KnownMasks {
+    fn get(&self, tokens: &[u32]) -> Option<Arc<[u32]>> {
+        if tokens.len() > KEPT_TOKENS {
+            return None;
+        }
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(tokens).cloned()
+    }
+
+    fn keep(&self, tokens: &[u32], allowed: &[u32]) {
+        if tokens.len() > KEPT_TOKENS || allowed.len() > KEPT_ALLOWED {
+            return;
+        }
+        let mut masks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if masks.len() < KEPT_MASKS {
+            masks.insert(tokens.into(), allowed.into());
+        }
+    }
 }
 
 impl std::fmt::Debug for ConstraintCompiler {
@@ -146,14 +185,14 @@ impl ConstraintCompiler {
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = match compiled.iter().position(|(other, _)| *other == name) {
             Some(at) => compiled.remove(at),
-            None => (name, self.compile(constraint)?),
+            None => (name, Compiled { matcher: self.compile(constraint)?, known: Arc::default() }),
         };
-        let matcher = entry.1.clone();
+        let Compiled { matcher, known } = entry.1.clone();
         if compiled.len() == KEPT {
             compiled.remove(0);
         }
         compiled.push(entry);
-        Ok(ConstraintState { matcher, step: 0 })
+        Ok(ConstraintState { matcher, known, tokens: Vec::new() })
     }
 
     fn compile(&self, constraint: &Constraint) -> Result<Matcher, ConstraintError> {
@@ -259,24 +298,48 @@ impl TokenizerEnv for Tokens {
 #[derive(Clone)]
 pub struct ConstraintState {
     matcher: Matcher,
-    step: usize,
+    known: Arc<KnownMasks>,
+    /// The answer so far.
+    tokens: Vec<u32>,
 }
+
+/// More allowed tokens than this are not listed.
+const FEW: usize = 2048;
 
 impl std::fmt::Debug for ConstraintState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ConstraintState").field("step", &self.step).finish_non_exhaustive()
+        f.debug_struct("ConstraintState").field("step", &self.tokens.len()).finish_non_exhaustive()
     }
 }
 
 impl ConstraintState {
-    /// Forbids the tokens that lead out of the form: their logits, of `[vocab_size]`, become minus infinity. End tokens
-    /// stay exactly where the form may end.
+    /// What may come next: few tokens are listed in `few`, ascending, and the logits left alone; otherwise the logits of
+    /// `[vocab_size]` that lead out of the form become minus infinity and `few` stays empty. End tokens are allowed
+    /// exactly where the form may end.
     ///
     /// # Errors
     /// [`ConstraintError::Stopped`] if the parser gives up.
-    pub fn mask(&mut self, logits: &mut [f32]) -> Result<(), ConstraintError> {
+    pub fn allow(&mut self, logits: &mut [f32], few: &mut Vec<u32>) -> Result<(), ConstraintError> {
+        few.clear();
+        if let Some(known) = self.known.get(&self.tokens) {
+            few.extend_from_slice(&known);
+            return Ok(());
+        }
         let allowed = self.matcher.compute_mask_or_eos().map_err(|error| self.stopped(&error.to_string()))?;
-        for (&word, logits) in allowed.as_slice().iter().zip(logits.chunks_mut(32)) {
+        let words = allowed.as_slice();
+        if (1..=FEW).contains(&words.iter().map(|word| word.count_ones() as usize).sum()) {
+            for (at, &word) in words.iter().enumerate() {
+                let mut rest = word;
+                while rest != 0 {
+                    few.push(32 * at as u32 + rest.trailing_zeros());
+                    rest &= rest - 1;
+                }
+            }
+            few.retain(|&id| (id as usize) < logits.len());
+            self.known.keep(&self.tokens, few);
+            return Ok(());
+        }
+        for (&word, logits) in words.iter().zip(logits.chunks_mut(32)) {
             match word {
                 u32::MAX => {}
                 0 => logits.fill(f32::NEG_INFINITY),
@@ -300,7 +363,7 @@ impl ConstraintState {
             return Ok(());
         }
         self.matcher.consume_token(token).map_err(|error| self.stopped(&error.to_string()))?;
-        self.step += 1;
+        self.tokens.push(token);
         Ok(())
     }
 
@@ -319,11 +382,11 @@ impl ConstraintState {
     /// # Errors
     /// [`ConstraintError::Incomplete`] if the answer is not of its form yet.
     pub fn check_complete(&mut self) -> Result<(), ConstraintError> {
-        if self.is_complete() { Ok(()) } else { Err(ConstraintError::Incomplete { tokens: self.step }) }
+        if self.is_complete() { Ok(()) } else { Err(ConstraintError::Incomplete { tokens: self.tokens.len() }) }
     }
 
     fn stopped(&self, message: &str) -> ConstraintError {
-        ConstraintError::Stopped { step: self.step, message: one_line(message) }
+        ConstraintError::Stopped { step: self.tokens.len(), message: one_line(message) }
     }
 }
 

@@ -4,9 +4,11 @@
 //! text layers on a flat list of tokens: one for each running answer, and pieces of the prompts of new rows up to a
 //! token budget. Images are encoded when their row joins, a few at a time, and each image once.
 
+use std::any::Any;
 use std::collections::VecDeque;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, TryRecvError};
@@ -16,57 +18,8 @@ use vgen_mllama::{Model, SelfKv, Sequence};
 use super::image_cache::ImageCache;
 use super::plan::IMAGES_TOGETHER;
 use super::row::{ActiveRow, Job, Sample, Tools, given_up_fault};
+use super::stats::{EngineStats, add};
 use super::{Candidates, LocalOptions, MemoryPlan, Vocabulary};
-
-/// Where the engine's time went, in nanoseconds, and what it did.
-#[derive(Debug, Default)]
-pub struct EngineStats {
-    encode: AtomicU64,
-    prefill: AtomicU64,
-    decode: AtomicU64,
-    sample: AtomicU64,
-    prompt_tokens: AtomicU64,
-    shared_prompt_tokens: AtomicU64,
-    generated_tokens: AtomicU64,
-    images_encoded: AtomicU64,
-    images_reused: AtomicU64,
-    steps: AtomicU64,
-}
-
-macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident: $field:ident;)*) => {
-        impl EngineStats {
-            $($(#[$doc])* pub fn $name(&self) -> u64 { self.$field.load(Ordering::Relaxed) })*
-        }
-    };
-}
-
-counters! {
-    /// Nanoseconds in the vision tower.
-    encode_ns: encode;
-    /// Nanoseconds in steps that read prompts.
-    prefill_ns: prefill;
-    /// Nanoseconds in steps that only continue answers.
-    decode_ns: decode;
-    /// Nanoseconds choosing tokens.
-    sample_ns: sample;
-    /// Prompt tokens that were read.
-    prompt_tokens: prompt_tokens;
-    /// Prompt tokens that an earlier prompt had read already.
-    shared_prompt_tokens: shared_prompt_tokens;
-    /// Tokens that were generated.
-    generated_tokens: generated_tokens;
-    /// Images that were encoded.
-    images_encoded: images_encoded;
-    /// Images that were encoded for an earlier row.
-    images_reused: images_reused;
-    /// Calls of the text layers.
-    steps: steps;
-}
-
-fn add(counter: &AtomicU64, value: u64) {
-    counter.fetch_add(value, Ordering::Relaxed);
-}
 
 /// What the engine thread owns.
 pub(crate) struct Engine {
@@ -134,20 +87,36 @@ impl Engine {
                 }
                 continue;
             }
-            if let Err(fault) = self.step() {
-                self.active.iter_mut().for_each(|row| row.fail(&fault));
-            }
+            self.work();
             self.reply_done();
+        }
+    }
+
+    /// A step of all rows together. If it fails, one of each row by itself, so that only those fail that are the cause.
+    fn work(&mut self) {
+        let Err(fault) = self.step(0..self.active.len()) else { return };
+        if let [row] = self.active.as_mut_slice() {
+            return row.fail(&fault);
+        }
+        for at in 0..self.active.len() {
+            if self.active[at].is_done() {
+                continue;
+            }
+            if let Err(fault) = self.step(at..at + 1) {
+                self.active[at].fail(&fault);
+            }
         }
     }
 
     /// Takes new rows; waits for one if there is nothing to do.
     fn receive(&mut self) {
         if self.active.is_empty() && self.waiting.is_empty() && !self.closed {
+            let start = Instant::now();
             match self.jobs.recv() {
                 Ok(job) => self.waiting.push_back(job),
                 Err(_) => self.closed = true,
             }
+            add(&self.stats.wait, start.elapsed().as_nanos() as u64);
         }
         // Not more than soon needed: the queue's bound holds back those who prepare images.
         while !self.closed && self.waiting.len() < self.batch_size {
@@ -178,6 +147,7 @@ impl Engine {
         let (done, active) = std::mem::take(&mut self.active).into_iter().partition(ActiveRow::is_done);
         self.active = active;
         let done: Vec<ActiveRow> = done;
+        add(&self.stats.rows, done.len() as u64);
         for row in done {
             row.reply(&self.model_name);
         }
@@ -227,11 +197,7 @@ impl Engine {
 
     /// Bytes that a row takes at most.
     fn reservation(&self, job: &Job) -> u64 {
-        let longest = self.model.config().text.max_position_embeddings;
-        let tokens = match job.sampling.max_new_tokens {
-            Some(new) => (job.prompt.ids.len() + new as usize).min(longest),
-            None => longest,
-        };
+        let tokens = most_tokens(job, self.model.config().text.max_position_embeddings);
         let tiles = job.prompt.images.iter().map(|image| image.tiles() as u64).sum();
         self.plan.row(tokens as u64, tiles, u64::from(job.num_generations))
     }
@@ -262,14 +228,16 @@ impl Engine {
         }
         let start = Instant::now();
         for together in new.chunks(IMAGES_TOGETHER) {
-            let encoded: Vec<_> = match self.model.encode(together) {
+            let model = &self.model;
+            let encoded: Vec<_> = match guarded(|| model.encode(together)) {
                 Ok(encoded) => together.iter().zip(encoded).collect(),
                 Err(_) => together
                     .iter()
-                    .filter_map(|image| Some((image, self.model.encode(&[image]).ok()?.pop()?)))
+                    .filter_map(|image| Some((image, guarded(|| model.encode(&[image])).ok()?.pop()?)))
                     .collect(),
             };
             add(&self.stats.images_encoded, encoded.len() as u64);
+            add(&self.stats.tiles_encoded, encoded.iter().map(|(image, _)| image.tiles() as u64).sum());
             for (image, kv) in encoded {
                 self.cache.insert(image.digest, kv);
             }
@@ -283,13 +251,14 @@ impl Engine {
             match self.cache.get(&image.digest) {
                 Some(kv) => images.push(kv),
                 // It failed before, so this says why.
-                None => match self.model.encode(&[image]) {
+                None => match guarded(|| self.model.encode(&[image])) {
                     Ok(mut kv) => images.extend(kv.pop().map(|kv| self.cache.insert(image.digest, kv))),
-                    Err(error) => return Err(Box::new((job, error.into()))),
+                    Err(fault) => return Err(Box::new((job, fault))),
                 },
             }
         }
-        let capacity = (job.prompt.ids.len() + FIRST_ROOM).min(self.model.config().text.max_position_embeddings);
+        let most = most_tokens(&job, self.model.config().text.max_position_embeddings);
+        let capacity = (job.prompt.ids.len() + FIRST_ROOM).min(most);
         let shared = self.shared_prefix(&job);
         let kv = match (&self.prefix, shared) {
             (Some((_, prefix)), 1..) => prefix.prefix(shared, capacity),
@@ -310,8 +279,9 @@ impl Engine {
         if self.prefix_is_image_free && common >= SHORTEST_PREFIX { common } else { 0 }
     }
 
-    /// One call of the text layers, and a token for every answer that has logits.
-    fn step(&mut self) -> Result<(), Fault> {
+    /// One call of the text layers for some of the rows, and a token for every answer that has logits. An error leaves
+    /// the rows as they were.
+    fn step(&mut self, rows: Range<usize>) -> Result<(), Fault> {
         let longest = self.model.config().text.max_position_embeddings;
         let mut ids = Vec::new();
         let mut wanted = Vec::new();
@@ -321,7 +291,7 @@ impl Engine {
         let mut finishing = Vec::new();
         let mut reading = false;
 
-        for (at, row) in self.active.iter_mut().enumerate() {
+        for (at, row) in self.active.iter_mut().enumerate().take(rows.end).skip(rows.start) {
             if row.prefill.is_none() {
                 decoding.push((at, std::mem::take(&mut row.samples)));
             }
@@ -330,7 +300,7 @@ impl Engine {
         let mut budget = self.step_tokens.saturating_sub(answers);
         // Moved out for the step, since a sequence borrows the row as well.
         let mut prompts: Vec<(usize, SelfKv)> = Vec::new();
-        for (at, row) in self.active.iter_mut().enumerate() {
+        for (at, row) in self.active.iter_mut().enumerate().take(rows.end).skip(rows.start) {
             // Each takes a token at least.
             if prompts.len() < budget
                 && let Some(kv) = row.prefill.take()
@@ -338,13 +308,18 @@ impl Engine {
                 prompts.push((at, kv));
             }
         }
+        let grown = decoding.iter_mut().try_for_each(|(at, samples)| {
+            let most = most_tokens(&self.active[*at].job, longest);
+            samples.iter_mut().try_for_each(|sample| sample.make_room(most))
+        });
+        if let Err(error) = grown {
+            decoding.into_iter().for_each(|(at, samples)| self.active[at].samples = samples);
+            prompts.into_iter().for_each(|(at, kv)| self.active[at].prefill = Some(kv));
+            return Err(error.into());
+        }
         for (at, samples) in &mut decoding {
             let row = &self.active[*at];
             for sample in samples {
-                if sample.kv.len() == sample.kv.capacity() {
-                    let capacity = (2 * sample.kv.capacity()).min(longest);
-                    sample.kv = sample.kv.prefix(sample.kv.len(), capacity)?;
-                }
                 wanted.push(ids.len() as u32);
                 ids.push(sample.next);
                 let visible = &row.job.visible[row.job.visible.len() - 1..];
@@ -370,7 +345,8 @@ impl Engine {
         }
 
         let start = Instant::now();
-        let logits = self.model.forward(&ids, &mut sequences, &wanted).and_then(|logits| Ok(logits.to_vec2::<f32>()?));
+        let model = &self.model;
+        let logits = guarded(|| Ok(model.forward(&ids, &mut sequences, &wanted)?.to_vec2::<f32>()?));
         drop(sequences);
         let spent = start.elapsed().as_nanos() as u64;
         add(if reading { &self.stats.prefill } else { &self.stats.decode }, spent);
@@ -380,7 +356,13 @@ impl Engine {
             self.keep_prefix(at, &kv);
             self.active[at].prefill = Some(kv);
         }
-        let logits = logits?;
+        let logits = match logits {
+            Ok(logits) => logits,
+            Err(error) => {
+                decoding.into_iter().for_each(|(at, samples)| self.active[at].samples = samples);
+                return Err(error);
+            }
+        };
 
         let start = Instant::now();
         let mut rows = logits.iter();
@@ -414,6 +396,30 @@ impl Engine {
         if let Ok(copy) = kv.prefix(len, len) {
             self.prefix = Some((ids.to_vec(), copy));
         }
+    }
+}
+
+/// A call of the network, with a panic as an error: it must not end the run.
+fn guarded<T>(call: impl FnOnce() -> vgen_mllama::Result<T>) -> Result<T, Fault> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(Fault::from),
+        Err(panic) => {
+            let what = format!("the network failed: {}", panic_text(panic.as_ref()));
+            Err(Fault::row("engine.panic", what).with_hint("report this with the row and the model"))
+        }
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("it panicked")
+}
+
+/// Tokens that a sample of the row has at most, the prompt's included.
+fn most_tokens(job: &Job, longest: usize) -> usize {
+    match job.sampling.max_new_tokens {
+        Some(new) => (job.prompt.ids.len() + new as usize).min(longest),
+        None => longest,
     }
 }
 

@@ -5,13 +5,15 @@ use std::str::FromStr;
 
 use vgen_core::Fault;
 use vgen_mllama::hub::{HubEvent, HubOptions};
-use vgen_mllama::{DType, Device, Reference};
+use vgen_mllama::{Device, Reference, WeightOverride};
 use vgen_task::prepare::PrepareOptions;
+
+use super::{DTypeChoice, KvDTypeChoice, MemoryPlan};
 
 /// Which model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelSource {
-    /// A folder in the hub's layout, or `owner/name` on the hub.
+    /// A folder in the hub's layout, a GGUF file, or `owner/name` on the hub.
     Named(String),
     /// Files held in memory, by name, and what to call the model.
     Embedded {
@@ -104,65 +106,6 @@ impl fmt::Display for DeviceChoice {
     }
 }
 
-/// Type of weights and activations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DTypeChoice {
-    /// f32 on the CPU, bf16 on a GPU.
-    #[default]
-    Auto,
-    /// 32 bits.
-    F32,
-    /// bfloat16; GPUs only.
-    Bf16,
-    /// Half precision; GPUs only.
-    F16,
-}
-
-impl DTypeChoice {
-    /// The type on a device.
-    ///
-    /// # Errors
-    /// A stop fault if the device can't multiply matrices of that type.
-    pub fn on(self, device: &Device) -> Result<DType, Fault> {
-        let dtype = match self {
-            Self::Auto if device.is_cpu() => DType::F32,
-            Self::Auto | Self::Bf16 => DType::BF16,
-            Self::F32 => DType::F32,
-            Self::F16 => DType::F16,
-        };
-        if device.is_cpu() && dtype != DType::F32 {
-            return Err(Fault::stop("device.dtype", format!("the CPU can't compute in {self}"))
-                .with_hint("use --dtype f32 or auto; bf16 and f16 checkpoints load as f32"));
-        }
-        Ok(dtype)
-    }
-}
-
-impl FromStr for DTypeChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "f32" => Ok(Self::F32),
-            "bf16" => Ok(Self::Bf16),
-            "f16" => Ok(Self::F16),
-            _ => Err(format!("{text:?} is no type: auto, f32, bf16 and f16 are")),
-        }
-    }
-}
-
-impl fmt::Display for DTypeChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-        })
-    }
-}
-
 /// How to load a model and run its engine.
 #[derive(Clone, Debug)]
 pub struct LocalOptions {
@@ -174,6 +117,10 @@ pub struct LocalOptions {
     pub device: DeviceChoice,
     /// Type of weights and activations.
     pub dtype: DTypeChoice,
+    /// Types of single tensors' weights on the CPU.
+    pub weight_overrides: Vec<WeightOverride>,
+    /// Type of keys and values.
+    pub kv_dtype: KvDTypeChoice,
     /// Which reference to follow.
     pub reference: Reference,
     /// Use only operations that every device has, also where there are kernels for the CPU.
@@ -202,6 +149,8 @@ impl LocalOptions {
             hub: HubOptions::default(),
             device: DeviceChoice::default(),
             dtype: DTypeChoice::default(),
+            weight_overrides: Vec::new(),
+            kv_dtype: KvDTypeChoice::default(),
             reference: Reference::default(),
             portable: false,
             batch_size: 8,
@@ -221,6 +170,13 @@ impl LocalOptions {
 pub enum LoadEvent {
     /// A download.
     Hub(HubEvent),
+    /// What the model and its rows will take, before anything large is read.
+    Plan {
+        /// In bytes.
+        plan: MemoryPlan,
+        /// Bytes that are free now, where that is known.
+        free: Option<u64>,
+    },
     /// Text layers that are loaded, of how many.
     Layers {
         /// Loaded.

@@ -2,18 +2,19 @@
 
 use std::fmt;
 
+use serde::Serialize;
 use vgen_core::Fault;
-use vgen_mllama::{Config, CrossKv, DType, SelfKv, TensorSpec, expected};
+use vgen_mllama::{Config, CrossKv, SelfKv};
 
-use super::LocalOptions;
+use super::{LocalOptions, Precision};
 
 /// Images that go through the vision tower together.
 pub(crate) const IMAGES_TOGETHER: usize = 2;
 
 /// What a model and its rows take, in bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MemoryPlan {
-    /// All weights in the type of the computation.
+    /// All weights in the types that they are held in.
     pub weights: u64,
     /// Keys and values of a text token, all self-attention layers together.
     pub kv_per_token: u64,
@@ -31,22 +32,24 @@ pub struct MemoryPlan {
     pub memory: Option<u64>,
 }
 
+/// Text tokens of a row where nobody says how many it has.
+const USUAL_TOKENS: u64 = 1024;
+
 impl MemoryPlan {
     /// The plan for a configuration.
-    pub fn new(config: &Config, dtype: DType, options: &LocalOptions) -> Self {
-        let size = dtype.size_in_bytes() as u64;
+    pub fn new(config: &Config, precision: &Precision, options: &LocalOptions) -> Self {
+        let size = precision.activations.size_in_bytes() as u64;
         let text = &config.text;
         let vision = config.vision.as_ref();
-        let values: u64 = expected(config).iter().map(TensorSpec::elements).sum();
         let tokens = options.step_tokens as u64;
         let per_text_token = 6 * text.hidden_size + 3 * text.intermediate_size;
         let per_vision_token = vision.map_or(0, |v| 8 * v.hidden_size + 2 * v.intermediate_size + 2 * v.output_size());
         let vision_tokens = vision.map_or(0, |v| (v.max_num_tiles * (v.patches() + 1) * IMAGES_TOGETHER) as u64);
         let patches = vision.map_or(0, |v| v.patches() as u64);
         Self {
-            weights: values * size,
-            kv_per_token: SelfKv::bytes_per_token(text, dtype),
-            cross_kv_per_tile: patches * CrossKv::bytes_per_token(text, dtype),
+            weights: precision.weight_bytes,
+            kv_per_token: SelfKv::bytes_per_token(text, precision.kv),
+            cross_kv_per_tile: patches * CrossKv::bytes_per_token(text, precision.kv),
             max_tiles: vision.map_or(0, |v| v.max_num_tiles as u64),
             vision_workspace: vision_tokens * per_vision_token as u64 * size,
             text_workspace: tokens * per_text_token as u64 * size
@@ -61,9 +64,19 @@ impl MemoryPlan {
         }
     }
 
+    /// What is needed for one row of moderate size. Kept images don't count: they are a limit, not a need.
+    pub fn least(&self) -> u64 {
+        self.fixed() - self.image_cache + self.row(USUAL_TOKENS, self.max_tiles, 1)
+    }
+
     /// What is needed before the first row.
     pub fn fixed(&self) -> u64 {
-        self.weights + self.vision_workspace.max(self.text_workspace) + self.image_cache
+        self.weights + self.workspace() + self.image_cache
+    }
+
+    /// Intermediate results: vision tower and text layers take turns.
+    pub fn workspace(&self) -> u64 {
+        self.vision_workspace.max(self.text_workspace)
     }
 
     /// Bytes for keys and values of rows; `None` without a limit.
@@ -76,18 +89,30 @@ impl MemoryPlan {
         samples * tokens * self.kv_per_token + tiles * self.cross_kv_per_tile
     }
 
-    /// Whether at least one row of moderate size fits the limit.
+    /// How many rows of `row_bytes` each fit in `memory` at a time; `None` if not even what comes before them does.
+    pub fn rows_in(&self, memory: u64, row_bytes: u64) -> Option<u64> {
+        memory.checked_sub(self.fixed()).map(|left| left / row_bytes.max(1))
+    }
+
+    /// Whether at least one row of moderate size fits the limit, or what is free where no limit was given.
     ///
     /// # Errors
     /// `plan.memory` with the numbers.
-    pub fn check(&self) -> Result<(), Fault> {
-        let Some(memory) = self.memory else { return Ok(()) };
-        let least = self.fixed() + self.row(1024, self.max_tiles, 1);
-        if least <= memory {
+    pub fn check(&self, free: Option<u64>) -> Result<(), Fault> {
+        let (least, most, what) = match (self.memory, free) {
+            (Some(memory), _) => (self.least() + self.image_cache, memory, "allowed"),
+            (None, Some(free)) => (self.least(), free, "free"),
+            (None, None) => return Ok(()),
+        };
+        if least <= most {
             return Ok(());
         }
-        let message = format!("the model needs {} with one row, {} are allowed\n{self}", Bytes(least), Bytes(memory));
-        Err(Fault::stop("plan.memory", message).with_hint("allow more with --memory, or use a smaller model"))
+        let message = format!("the model needs {} with one row, {} are {what}\n{self}", Bytes(least), Bytes(most));
+        let hint = match self.memory {
+            Some(_) => "allow more with --memory, or use a smaller model",
+            None => "free some memory, use a smaller model, or say with --memory how much the run may take",
+        };
+        Err(Fault::stop("plan.memory", message).with_hint(hint))
     }
 }
 
@@ -103,7 +128,8 @@ impl fmt::Display for MemoryPlan {
 }
 
 /// Bytes in the largest unit that leaves a number above 1.
-struct Bytes(u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes(pub u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -68,6 +68,17 @@ pub(crate) struct Sample {
     logprobs: Vec<TokenLogprob>,
 }
 
+impl Sample {
+    /// Room for the next token, up to as many as the sample may have.
+    pub(crate) fn make_room(&mut self, most: usize) -> vgen_mllama::Result<()> {
+        if self.kv.len() == self.kv.capacity() {
+            let capacity = (2 * self.kv.capacity()).min(most);
+            self.kv = self.kv.prefix(self.kv.len(), capacity)?;
+        }
+        Ok(())
+    }
+}
+
 impl ActiveRow {
     pub(crate) fn new(job: Job, images: Vec<Arc<CrossKv>>, kv: SelfKv) -> Self {
         let results = (0..job.num_generations).map(|_| None).collect();

@@ -143,17 +143,21 @@ impl Sampler {
         check_finite(logits, step)?;
         let own = params.logprobs.then(|| Own::new(logits, params.top_logprobs));
         self.process(logits, step)?;
-        let token = match params.warpers {
-            None => argmax(logits),
-            Some(warpers) => {
-                warpers::temperature(logits, warpers.temperature);
-                scratch.start(logits, warpers.top_k);
-                scratch.top_p(warpers.top_p);
-                scratch.min_p(warpers.min_p);
-                scratch.typical_p(warpers.typical_p);
-                scratch.draw(self.stream.uniform(step as u64))
-            }
+        let mut few = std::mem::take(scratch.few());
+        let allowed = match &mut self.constraint {
+            Some(constraint) => constraint.allow(logits, &mut few),
+            None => Ok(few.clear()),
         };
+        let token = allowed.map(|()| match few.as_slice() {
+            [] => self.choose(logits, scratch, step),
+            // The same choice over a short list, whose places stand for the tokens.
+            ids => {
+                let mut short: Vec<f32> = ids.iter().map(|&id| logits[id as usize]).collect();
+                self.choose(&mut short, scratch, step).map(|place| ids[place as usize])
+            }
+        });
+        *scratch.few() = few;
+        let token = token?;
         let token = token.ok_or(SampleError::NoToken { step })?;
         if let Some(constraint) = &mut self.constraint {
             constraint.accept(token)?;
@@ -165,7 +169,18 @@ impl Sampler {
         })
     }
 
-    /// Steps 1 to 6.
+    /// Steps 7 to 13.
+    fn choose(&self, logits: &mut [f32], scratch: &mut Candidates, step: usize) -> Option<u32> {
+        let Some(warpers) = self.params.warpers else { return argmax(logits) };
+        warpers::temperature(logits, warpers.temperature);
+        scratch.start(logits, warpers.top_k);
+        scratch.top_p(warpers.top_p);
+        scratch.min_p(warpers.min_p);
+        scratch.typical_p(warpers.typical_p);
+        scratch.draw(self.stream.uniform(step as u64))
+    }
+
+    /// Steps 1 to 5.
     fn process(&mut self, logits: &mut [f32], step: usize) -> Result<(), SampleError> {
         let params = &self.params;
         processors::logit_bias(logits, &params.logit_bias);
@@ -180,9 +195,6 @@ impl Sampler {
         if params.frequency_penalty != 0.0 || params.presence_penalty != 0.0 {
             let (frequency, presence) = (params.frequency_penalty, params.presence_penalty);
             processors::frequency_and_presence(logits, &self.history, frequency, presence);
-        }
-        if let Some(constraint) = &mut self.constraint {
-            constraint.mask(logits)?;
         }
         Ok(())
     }

@@ -23,9 +23,17 @@ pub struct Candidates {
     total: f64,
     keys: Vec<u32>,
     group: Vec<u32>,
-    mass: Vec<f64>,
-    count: Vec<u32>,
+    buckets: Vec<Bucket>,
     largest: Vec<f32>,
+    /// Lent to the caller for a list of tokens.
+    few: Vec<u32>,
+}
+
+/// Tokens of a range of keys.
+#[derive(Clone, Copy, Debug, Default)]
+struct Bucket {
+    mass: f64,
+    count: u32,
 }
 
 /// Divides logits by `temperature`, above 0 (`TemperatureLogitsWarper`). Where that overflows, logits are first moved
@@ -123,6 +131,11 @@ impl Candidates {
         Self::default()
     }
 
+    /// Space for a list of tokens that callers may use between two rows.
+    pub(crate) fn few(&mut self) -> &mut Vec<u32> {
+        &mut self.few
+    }
+
     /// Takes the tokens of a row's logits, `[vocab_size]`, that are not forbidden. With `top_k` above 0 only those that
     /// are at least as high as the `top_k`-th highest (`TopKLogitsWarper`; equal ones all stay).
     pub fn start(&mut self, logits: &[f32], top_k: usize) {
@@ -169,11 +182,14 @@ impl Candidates {
         let total = self.total as f32;
         let mut below = 0.0;
         if self.ids.len() > 1024 {
-            // Tokens that all together stay under the limit need no selection.
+            // Tokens that all together stay under the limit need no selection; worth a pass only if they are many.
             let small = (0.999 * (1.0 - top_p) / self.ids.len() as f64 * self.total) as f32;
-            let all = self.total;
-            self.retain(|_, weight| weight > small);
-            below = (all - sum(&self.weights)) / all;
+            let many = self.weights.iter().filter(|&&weight| weight <= small).count();
+            if many > self.ids.len() / 2 {
+                let all = self.total;
+                self.retain(|_, weight| weight > small);
+                below = (all - sum(&self.weights)) / all;
+            }
         }
         self.keys.clear();
         self.keys.extend(self.logits.iter().map(|&logit| key(logit)));
@@ -233,7 +249,17 @@ impl Candidates {
     /// The token at `uniform`, in `[0, 1)`, of the cumulative distribution in order of ids. `None` if there is none.
     pub fn draw(&self, uniform: f64) -> Option<u32> {
         let mut rest = uniform * self.total;
-        for (&id, &weight) in self.ids.iter().zip(&self.weights) {
+        // Whole blocks are passed over by their sums.
+        let mut at = 0;
+        for block in self.weights.chunks(256) {
+            let mass = sum(block);
+            if rest < mass {
+                break;
+            }
+            rest -= mass;
+            at += block.len();
+        }
+        for (&id, &weight) in self.ids[at..].iter().zip(&self.weights[at..]) {
             rest -= f64::from(weight);
             if rest < 0.0 {
                 return Some(id);
@@ -290,52 +316,63 @@ impl Candidates {
     /// Returns the key where it ceases to hold, or `None` if it never does.
     fn border(&mut self, mut below: f64, total: f32, goes_on: impl Fn(f64) -> bool) -> Option<Border> {
         // Rounds over ever narrower ranges of keys, each cut into buckets of equal width; a range of 32 bits takes
-        // three. `group` holds places in `keys`.
-        self.group.clear();
-        self.group.extend(0..self.keys.len() as u32);
+        // three. The first is over all keys, later ones over a `group` of places in them.
+        let total = f64::from(total);
         for round in 0.. {
-            let keys = &self.keys;
-            let bounds = self.group.iter().fold((u32::MAX, 0), |(low, high), &place| {
-                let key = keys[place as usize];
-                (low.min(key), high.max(key))
-            });
+            let (keys, weights, group) = (&self.keys, &self.weights, &self.group);
+            let wider = |(low, high): (u32, u32), key: u32| (low.min(key), high.max(key));
+            let bounds = match round {
+                0 => keys.iter().fold((u32::MAX, 0), |bounds, &key| wider(bounds, key)),
+                _ => group.iter().fold((u32::MAX, 0), |bounds, &place| wider(bounds, keys[place as usize])),
+            };
             let (low, range) = (bounds.0, bounds.1.checked_sub(bounds.0)?);
             let shift = (u32::BITS - range.leading_zeros()).saturating_sub(BUCKET_BITS);
-            let bucket = |place: u32| ((keys[place as usize] - low) >> shift) as usize;
-            self.mass.clear();
-            self.mass.resize(1 << BUCKET_BITS, 0.0);
-            self.count.clear();
-            self.count.resize(1 << BUCKET_BITS, 0);
-            for &place in &self.group {
-                let at = bucket(place);
-                self.mass[at] += f64::from(self.weights[place as usize] / total);
-                self.count[at] += 1;
+            let bucket = |key: u32| ((key - low) >> shift) as usize;
+            let buckets = &mut self.buckets;
+            buckets.clear();
+            buckets.resize(1 << BUCKET_BITS, Bucket::default());
+            let mut add = |key: u32, weight: f32| {
+                let bucket = &mut buckets[bucket(key) & ((1 << BUCKET_BITS) - 1)];
+                bucket.mass += f64::from(weight);
+                bucket.count += 1;
+            };
+            match round {
+                0 => keys.iter().zip(weights).for_each(|(&key, &weight)| add(key, weight)),
+                _ => group.iter().for_each(|&place| add(keys[place as usize], weights[place as usize])),
             }
             let mut found = None;
-            for (at, (&mass, &count)) in self.mass.iter().zip(&self.count).enumerate() {
-                if count == 0 {
+            for (at, Bucket { mass, count }) in buckets.iter_mut().enumerate() {
+                if *count == 0 {
                     continue;
                 }
-                if !goes_on(below + mass) {
+                *mass /= total;
+                if !goes_on(below + *mass) {
                     found = Some(at);
                     break;
                 }
-                below += mass;
+                below += *mass;
             }
             // Sums in another order may differ in the last bit: what was found in the round before is then its last.
             let at = match found {
                 Some(at) => at,
                 None if round == 0 => return None,
                 None => {
-                    let at = self.count.iter().rposition(|&count| count > 0)?;
-                    below -= self.mass[at];
+                    let at = buckets.iter().rposition(|bucket| bucket.count > 0)?;
+                    below -= buckets[at].mass;
                     at
                 }
             };
             if shift == 0 {
-                return Some(Border { key: low + at as u32, below, count: self.count[at], mass: self.mass[at] });
+                let Bucket { mass, count } = buckets[at];
+                return Some(Border { key: low + at as u32, below, count, mass });
             }
-            self.group.retain(|&place| bucket(place) == at);
+            if round == 0 {
+                self.group.clear();
+                let of_bucket = keys.iter().enumerate().filter(|&(_, &key)| bucket(key) == at);
+                self.group.extend(of_bucket.map(|(place, _)| place as u32));
+            } else {
+                self.group.retain(|&place| bucket(keys[place as usize]) == at);
+            }
         }
         None
     }

@@ -1,15 +1,19 @@
 //! The commands: each takes its arguments and returns the exit code.
 
 mod ask;
+mod plan;
+mod quantize;
 mod render;
 mod rows;
+mod verify;
 
 use std::io::Write;
+use std::path::Path;
 
 use vgen_core::Fault;
 use vgen_dataset::{JsonlOptions, JsonlSink, JsonlSource, SinkOptions};
 
-use crate::args::{LocalCommand, RenderCommand, RunCommand};
+use crate::args::{Flags, LocalCommand, PlanCommand, QuantizeCommand, RenderCommand, RunCommand, VerifyCommand};
 use crate::messages::Messages;
 use crate::settings::{Origin, Settings};
 use crate::table::{Config, Place};
@@ -51,6 +55,40 @@ pub(crate) fn run(args: RunCommand, messages: &Messages) -> Result<u8, Fault> {
     let config = resolve::resolve(&settings)?;
     let messages = messages.clone().quiet(config.run.quiet);
     rows::run(config, &messages)
+}
+
+/// `vgen quantize`.
+pub(crate) fn quantize(args: &QuantizeCommand, messages: &Messages) -> Result<u8, Fault> {
+    quantize::run(args, messages)
+}
+
+/// `vgen plan`.
+pub(crate) fn plan(args: PlanCommand, messages: &Messages) -> Result<u8, Fault> {
+    let PlanCommand { config, json, rows_per_second, measured, flags } = args;
+    let config = resolve::resolve(&local_settings(config.as_deref(), flags, "vgen plan")?)?;
+    let speed = plan::Speed { rows_per_second, measured };
+    plan::plan(&config, &speed, json, &messages.clone().quiet(config.run.quiet))
+}
+
+/// `vgen verify`.
+pub(crate) fn verify(args: VerifyCommand, messages: &Messages) -> Result<u8, Fault> {
+    let VerifyCommand { answers, config, sample, sample_seed, json, flags } = args;
+    let config = resolve::resolve(&local_settings(config.as_deref(), flags, "vgen verify")?)?;
+    let wanted = verify::Wanted { answers, sample: sample as usize, seed: sample_seed, json };
+    verify::verify(&config, &wanted, &messages.clone().quiet(config.run.quiet))
+}
+
+/// The settings of a local run: its config file, and flags over it.
+fn local_settings(config: Option<&Path>, flags: Flags, command: &'static str) -> Result<Settings, Fault> {
+    let mut settings = match config {
+        Some(config) => config_file::read(config)?,
+        None => Settings::default(),
+    };
+    if config.is_none() {
+        settings.set("backend", "kind", "local".into(), Origin::Command(command));
+    }
+    settings.overlay(flags.settings());
+    Ok(settings)
 }
 
 /// `vgen render`.

@@ -102,7 +102,7 @@ pub(crate) fn image_name(image: &ImageRef) -> String {
     }
 }
 
-fn is_data_url(url: &str) -> bool {
+pub(crate) fn is_data_url(url: &str) -> bool {
     url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
 }
 

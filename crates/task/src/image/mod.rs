@@ -16,6 +16,7 @@ mod jpeg;
 mod limits;
 mod processor;
 mod resize;
+mod size;
 
 pub use address::is_private_address;
 pub use canvas::{Geometry, fit_to_canvas};
@@ -28,3 +29,4 @@ pub(crate) use fetch::image_name;
 pub use limits::ImageLimits;
 pub use processor::{MllamaImageProcessor, ProcessorError};
 pub use resize::{Filter, resize};
+pub use size::image_size;

@@ -1,0 +1,83 @@
+//! [`inspect`]: what a model needs, known before anything large is read or fetched.
+
+use std::cell::RefCell;
+use std::path::Path;
+
+use vgen_core::Fault;
+use vgen_mllama::{Checkpoint, Config, Weights, hub};
+use vgen_task::image::MllamaImageProcessor;
+
+use super::{LocalOptions, MemoryPlan, ModelSource, Precision, free_memory};
+
+/// What `config.json` tells.
+#[derive(Clone, Debug)]
+pub struct Inspected {
+    /// The numbers of the network.
+    pub config: Config,
+    /// What it takes with the options that were given.
+    pub plan: MemoryPlan,
+    /// How images become tiles; `None` for a model that reads text only.
+    pub processor: Option<MllamaImageProcessor>,
+    /// The device, in words.
+    pub device: String,
+    /// The type of the computation.
+    pub dtype: String,
+    /// Bytes that are free now, where that is known (on the CPU of a Linux system).
+    pub free: Option<u64>,
+}
+
+/// Reads a model's `config.json`, and the header of its weights where they lie on this machine.
+///
+/// # Errors
+/// A stop fault if there is no such model, it is of an unsupported kind, or there is no such device.
+pub fn inspect(options: &LocalOptions) -> Result<Inspected, Fault> {
+    let device = options.device.open()?;
+    let config_json = match &options.model {
+        ModelSource::Named(name) if Path::new(name).is_file() => Checkpoint::gguf(name)?.require("config.json")?,
+        ModelSource::Named(name) => named(name, options)?,
+        ModelSource::Embedded { files, .. } => Checkpoint::memory(files.iter().copied()).require("config.json")?,
+    };
+    let config = Config::from_json(&config_json)?;
+    let processor = match config.vision {
+        // The sizes of tiles are in both files, and held to be the same when the model is loaded.
+        Some(_) => Some(MllamaImageProcessor::from_json("{}", &config_json)?),
+        None => None,
+    };
+    let free = if device.is_cpu() { free_memory() } else { None };
+    let header = header(&options.model);
+    let stored = |name: &str| header.as_ref().and_then(|header| header.stored(name)).unwrap_or(config.stored);
+    let precision = Precision::choose(options, &device, &config, &stored, free)?;
+    Ok(Inspected {
+        plan: MemoryPlan::new(&config, &precision, options),
+        config,
+        processor,
+        device: format!("{:?}", device.location()).to_lowercase(),
+        dtype: precision.to_string(),
+        free,
+    })
+}
+
+/// The header of weights on this machine, which tells their types.
+fn header(model: &ModelSource) -> Option<Weights> {
+    let checkpoint = match model {
+        ModelSource::Named(name) if Path::new(name).is_file() => Checkpoint::gguf(name).ok()?,
+        ModelSource::Named(name) => Checkpoint::folder(name),
+        ModelSource::Embedded { files, .. } => Checkpoint::memory(files.iter().copied()),
+    };
+    checkpoint.weights().ok()
+}
+
+/// The configuration of a folder or a repository on the hub. The search is broken off once it is seen.
+fn named(name: &str, options: &LocalOptions) -> Result<String, Fault> {
+    let seen = RefCell::new(None);
+    let accept = |config: &str| {
+        *seen.borrow_mut() = Some(config.to_owned());
+        Err(Fault::stop("plan.seen", "the configuration is all that is needed"))
+    };
+    let found = hub::resolve(name, &options.hub, &accept, None).map_err(Fault::from);
+    match (seen.into_inner(), found) {
+        (Some(config), _) => Ok(config),
+        (None, Err(fault)) => Err(fault),
+        (None, Ok(folder)) => Ok(Checkpoint::folder(folder.path).require("config.json")?),
+    }
+}

@@ -1,0 +1,87 @@
+//! [`EngineStats`]: what an engine did and where its time went.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Where the engine's time went, and what it did. Counted while it works.
+#[derive(Debug, Default)]
+pub struct EngineStats {
+    pub(crate) prepare: AtomicU64,
+    pub(crate) encode: AtomicU64,
+    pub(crate) prefill: AtomicU64,
+    pub(crate) decode: AtomicU64,
+    pub(crate) sample: AtomicU64,
+    pub(crate) wait: AtomicU64,
+    pub(crate) rows: AtomicU64,
+    pub(crate) prompt_tokens: AtomicU64,
+    pub(crate) shared_prompt_tokens: AtomicU64,
+    pub(crate) generated_tokens: AtomicU64,
+    pub(crate) images_encoded: AtomicU64,
+    pub(crate) tiles_encoded: AtomicU64,
+    pub(crate) images_reused: AtomicU64,
+    pub(crate) steps: AtomicU64,
+}
+
+/// [`EngineStats`] at a moment. All but preparation, which runs beside it, is time of the engine's one thread.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EngineReport {
+    /// Seconds of fetching, decoding and tiling images, rendering and tokenising; all preparation threads together.
+    pub prepare_seconds: f64,
+    /// Seconds in the vision tower.
+    pub encode_seconds: f64,
+    /// Seconds in steps that read prompts; answers that go on meanwhile are in them.
+    pub prefill_seconds: f64,
+    /// Seconds in steps that only continue answers.
+    pub decode_seconds: f64,
+    /// Seconds choosing tokens.
+    pub sample_seconds: f64,
+    /// Seconds without anything to do.
+    pub wait_seconds: f64,
+    /// Rows that were answered or failed in the engine.
+    pub rows: u64,
+    /// Prompt tokens that were read.
+    pub prompt_tokens: u64,
+    /// Prompt tokens that an earlier prompt had read already.
+    pub shared_prompt_tokens: u64,
+    /// Tokens that were generated.
+    pub generated_tokens: u64,
+    /// Images that were encoded.
+    pub images_encoded: u64,
+    /// Their tiles.
+    pub tiles_encoded: u64,
+    /// Images that were encoded for an earlier row.
+    pub images_reused: u64,
+    /// Calls of the text layers.
+    pub steps: u64,
+}
+
+impl EngineStats {
+    /// What was counted so far.
+    pub fn report(&self) -> EngineReport {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let seconds = |counter: &AtomicU64| Duration::from_nanos(count(counter)).as_secs_f64();
+        EngineReport {
+            prepare_seconds: seconds(&self.prepare),
+            encode_seconds: seconds(&self.encode),
+            prefill_seconds: seconds(&self.prefill),
+            decode_seconds: seconds(&self.decode),
+            sample_seconds: seconds(&self.sample),
+            wait_seconds: seconds(&self.wait),
+            rows: count(&self.rows),
+            prompt_tokens: count(&self.prompt_tokens),
+            shared_prompt_tokens: count(&self.shared_prompt_tokens),
+            generated_tokens: count(&self.generated_tokens),
+            images_encoded: count(&self.images_encoded),
+            tiles_encoded: count(&self.tiles_encoded),
+            images_reused: count(&self.images_reused),
+            steps: count(&self.steps),
+        }
+    }
+}
+
+pub(crate) fn add(counter: &AtomicU64, value: u64) {
+    counter.fetch_add(value, Ordering::Relaxed);
+}

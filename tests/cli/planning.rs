@@ -1,0 +1,144 @@
+//! `vgen plan` and `vgen verify`, `--stats`, and models that read text only.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use crate::support::Scratch;
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn model(name: &str) -> String {
+    fixture(name).to_str().unwrap().to_owned()
+}
+
+/// Rows of which the first two share an image of one tile, the third has one of four, the fourth one in the network,
+/// and the fifth one that isn't there.
+fn scratch() -> Scratch {
+    let scratch = Scratch::new();
+    for (name, image) in [("a.png", "raw_text_first_0.png"), ("wide.png", "wide_extreme_0.png")] {
+        scratch.file(name, fs::read(fixture("mllama/public/images").join(image)).unwrap());
+    }
+    let row = |image: &str| format!("{{\"instruction\": \"What is it?\", \"image\": \"{image}\"}}\n");
+    let images = ["a.png", "a.png", "wide.png", "https://example.com/x.png", "none.png"];
+    scratch.file("rows.jsonl", images.map(row).concat());
+    scratch
+}
+
+#[test]
+fn a_plan_reads_headers_only() {
+    let scratch = scratch();
+    // Without weights, tokenizer or anything but the configuration.
+    let config = fs::read(fixture("mllama/tiny-hublike/config.json")).unwrap();
+    scratch.file("model/config.json", config);
+    let args = ["plan", "--model", "model", "--input", "rows.jsonl", "--max-new-tokens", "50"];
+    let plan = scratch.vgen(&[&args[..], &["--json", "--rows-per-second", "2"]].concat()).exits(0).says("none.png");
+    let plan: Value = serde_json::from_str(&plan.stdout).unwrap();
+    let rows = &plan["rows"];
+    assert_eq!((&rows["rows"], &rows["faulty_rows"], &rows["images"]), (&5.into(), &1.into(), &5.into()), "{plan:#}");
+    assert_eq!((&rows["different_images"], &rows["unseen_images"]), (&3.into(), &1.into()), "{plan:#}");
+    assert_eq!(plan["seconds"], 2.5);
+    let number = |value: &Value| value.as_u64().unwrap();
+    assert_eq!(number(&rows["cross_kv_bytes"]), number(&rows["different_tiles"]) * number(&plan["cross_kv_per_tile"]));
+    assert_eq!(number(&rows["most_tiles"]), 4);
+    // 56 / 14 patches a side and a class token, 2 cross-attention layers, 2 heads of 16, keys and values, f32.
+    assert_eq!(number(&plan["cross_kv_per_tile"]), (4 * 4 + 1) * 2 * 2 * 2 * 16 * 4);
+    assert!(number(&plan["rows_that_fit"]) > 0);
+
+    let text = scratch.vgen(&args).exits(0);
+    for word in ["weights", "vision workspace", "keys, values per token", "fits", "5, 1 can't be run"] {
+        assert!(text.stdout.contains(word), "{word:?} is not in\n{}", text.stdout);
+    }
+    scratch.vgen(&[&args[..], &["--memory", "2MB"]].concat()).exits(5).says("are allowed").says("--memory");
+    scratch.vgen(&["plan"]).exits(2).says("no model is named");
+}
+
+#[test]
+fn a_run_that_cannot_fit_is_refused_with_numbers() {
+    let (scratch, model) = (scratch(), model("mllama/tiny-hublike"));
+    let args = ["--model", &model, "--input", "rows.jsonl", "--memory", "3MB"];
+    scratch.vgen_local(&args).exits(5).says("plan: ").says("2.9 MiB are allowed").says("keys, values per tile");
+}
+
+#[test]
+fn stats_say_where_the_time_went_and_a_plan_can_reckon_with_them() {
+    let (scratch, model) = (scratch(), model("mllama/tiny-hublike"));
+    let args = ["--model", &model, "--input", "rows.jsonl", "--limit", "3", "--max-new-tokens", "6"];
+    scratch.vgen_local(&[&args[..], &["--output", "out.jsonl", "--stats", "stats.json"]].concat()).exits(0);
+    let stats: Value = serde_json::from_str(&scratch.read("stats.json")).unwrap();
+    assert_eq!(stats["rows"], 3);
+    let engine = &stats["backend"];
+    for name in ["prepare_seconds", "encode_seconds", "prefill_seconds", "decode_seconds", "sample_seconds"] {
+        assert!(engine[name].as_f64().unwrap() > 0.0, "{name} in {stats:#}");
+    }
+    assert_eq!((&engine["images_encoded"], &engine["images_reused"]), (&2.into(), &1.into()), "{stats:#}");
+    let planned = [&["plan"], &args[..], &["--measured", "stats.json", "--json"]].concat();
+    let plan: Value = serde_json::from_str(&scratch.vgen(&planned).exits(0).stdout).unwrap();
+    assert!(plan["seconds"].as_f64().unwrap() > 0.0, "{plan:#}");
+}
+
+#[test]
+fn a_run_is_verified_and_a_changed_answer_is_found() {
+    let (scratch, model) = (scratch(), model("mllama/tiny-hublike"));
+    let row = |n: u32| {
+        format!(
+            "{{\"instruction\": \"Question {n}?\", \"image\": \"{}\"}}\n",
+            ["a.png", "wide.png", "none.png"][n as usize % 3]
+        )
+    };
+    scratch.file("many.jsonl", (0..12).map(row).collect::<String>());
+    let args = [
+        "--model",
+        &model,
+        "--input",
+        "many.jsonl",
+        "--max-new-tokens",
+        "6",
+        "--num-generations",
+        "2",
+        "--temperature",
+        "0.8",
+        "--logprobs",
+    ];
+    scratch.vgen_local(&[&args[..], &["--output", "out.jsonl"]].concat()).exits(1);
+    let verify = |more: &[&str]| scratch.vgen(&[&["verify", "out.jsonl"], &args[..], more].concat());
+    let ended = verify(&["--sample", "5"]).exits(0);
+    assert!(ended.stdout.starts_with("5 rows run again, 1, then 3, then 5 at a time, "), "{}", ended.stdout);
+    let report: Value = serde_json::from_str(&verify(&["--json"]).exits(0).stdout).unwrap();
+    // All that were answered.
+    assert_eq!((&report["rows"], &report["tokens"]), (&8.into(), &(8 * 2 * 6 * 3).into()), "{report:#}");
+
+    // With other settings the answers are others; a changed line is found.
+    verify(&["--seed", "3"]).exits(1);
+    let lines = scratch.read("out.jsonl");
+    let first = lines.lines().next().unwrap();
+    let mut changed: Value = serde_json::from_str(first).unwrap();
+    changed["generation"] = "something else".into();
+    scratch.file("out.jsonl", lines.replacen(first, &changed.to_string(), 1));
+    let ended = verify(&[]).exits(1);
+    assert!(
+        ended.stdout.contains("row 0, 1 at a time: generation: \"something else\" was written"),
+        "{}",
+        ended.stdout
+    );
+    scratch.file("out.jsonl", lines.lines().skip(1).collect::<Vec<_>>().join("\n"));
+    verify(&[]).exits(3).says("another row's");
+}
+
+#[test]
+fn rows_of_a_model_that_reads_text_need_no_image() {
+    let (scratch, model) = (scratch(), model("llama/chatml"));
+    scratch.file("text.jsonl", "{\"instruction\": \"Hi\"}\n{\"instruction\": \"Hi\", \"image\": \"a.png\"}\n");
+    let args = ["--model", &model, "--input", "text.jsonl", "--max-new-tokens", "4", "--output", "out.jsonl"];
+    scratch.vgen_local(&args).exits(1);
+    let rows = scratch.rows("out.jsonl");
+    assert!(rows[0]["generation"].is_string(), "{rows:?}");
+    assert_eq!(rows[1]["error"]["code"], "prompt.text_only", "{rows:?}");
+    scratch.vgen_local(&["--model", &model, "--prompt", "Hi", "--max-new-tokens", "4"]).exits(0);
+    let required = [&args[..], &["--overwrite", "--image-required"]].concat();
+    scratch.vgen_local(&required).exits(1);
+    assert!(scratch.rows("out.jsonl")[0]["error"]["code"].is_string());
+}
