@@ -16,6 +16,12 @@ pub trait KnownRows: Send {
     fn take(&mut self, sequence: u64, digest: u32) -> Result<Option<KnownRow>, Fault>;
 }
 
+impl<K: KnownRows + ?Sized> KnownRows for Box<K> {
+    fn take(&mut self, sequence: u64, digest: u32) -> Result<Option<KnownRow>, Fault> {
+        (**self).take(sequence, digest)
+    }
+}
+
 impl KnownRows for () {
     fn take(&mut self, _sequence: u64, _digest: u32) -> Result<Option<KnownRow>, Fault> {
         Ok(None)

@@ -1,6 +1,9 @@
 //! The commands: each takes its arguments and returns the exit code.
 
 mod ask;
+mod input;
+mod merge;
+mod output;
 mod plan;
 mod quantize;
 mod render;
@@ -11,12 +14,11 @@ use std::io::Write;
 use std::path::Path;
 
 use vgen_core::Fault;
-use vgen_dataset::{JsonlOptions, JsonlSink, JsonlSource, SinkOptions};
+use vgen_dataset::{InputFormat, InputOptions, OutputFormat, RowSource};
 
-use crate::args::{Flags, LocalCommand, PlanCommand, QuantizeCommand, RenderCommand, RunCommand, VerifyCommand};
+use crate::args::{Flags, LocalCommand, MergeCommand, PlanCommand, QuantizeCommand, RenderCommand, RunCommand, VerifyCommand};
 use crate::messages::Messages;
 use crate::settings::{Origin, Settings};
-use crate::table::{Config, Place};
 use crate::{config_file, demo, exit, print_config, resolve};
 
 /// `vgen-local` and `vgen local`.
@@ -121,25 +123,19 @@ fn print(text: &str) -> Result<(), Fault> {
     })
 }
 
-fn source(config: &Config) -> Result<JsonlSource, Fault> {
-    let options = JsonlOptions { max_line_bytes: config.input.max_line_bytes };
-    match &config.input.place {
-        None => Err(Fault::stop("usage.input", "no input is named")
-            .with_hint("name a file of JSON lines with --input, or - for standard input")),
-        Some(Place::Standard) => JsonlSource::stdin(options),
-        Some(Place::File(path)) => JsonlSource::open(path, options),
-    }
+/// `vgen merge`.
+pub(crate) fn merge(args: &MergeCommand, messages: &Messages) -> Result<u8, Fault> {
+    merge::run(args, messages)
 }
 
-fn sink(config: &Config) -> Result<JsonlSink, Fault> {
-    match &config.output.place {
-        Place::Standard => Ok(JsonlSink::stdout()),
-        Place::File(path) => {
-            let input = match &config.input.place {
-                Some(Place::File(input)) => Some(input.clone()),
-                _ => None,
-            };
-            JsonlSink::create(path, &SinkOptions { overwrite: config.output.overwrite, input })
-        }
-    }
+/// The rows of an output.
+fn open_output(path: &Path, format: OutputFormat) -> Result<Box<dyn RowSource>, Fault> {
+    let format = match format {
+        OutputFormat::Csv => InputFormat::Csv,
+        OutputFormat::Parquet => InputFormat::Parquet,
+        OutputFormat::Jsonl | OutputFormat::Sidecar => InputFormat::Jsonl,
+    };
+    // Lines may be as long as the run made them.
+    let options = InputOptions { format: Some(format), max_line_bytes: Some(u64::MAX >> 1), ..InputOptions::default() };
+    vgen_dataset::open(&[path.to_owned()], &options)
 }

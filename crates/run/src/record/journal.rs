@@ -106,6 +106,11 @@ impl Past {
         }
     }
 
+    /// Length and checksum of the output when the run ended in good order.
+    pub fn end(&self) -> Option<Mark> {
+        self.closed.as_ref().map(|closed| closed.end)
+    }
+
     /// The length of the output in rows when the run ended in good order.
     pub fn closed_rows(&self) -> Option<u64> {
         self.closed.as_ref().map(|closed| closed.end.rows)

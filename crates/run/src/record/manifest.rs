@@ -248,7 +248,7 @@ pub fn differences(then: &BTreeMap<String, Value>, now: &BTreeMap<String, Value>
 }
 
 /// The time in the form of the record.
-pub(super) fn now() -> String {
+pub fn now() -> String {
     Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 

@@ -26,5 +26,5 @@ pub use journal::{KnownRow, Past};
 pub use ledger::{Durability, Ledger};
 pub use manifest::{
     Counts, FailedRow, InputFile, InputRecord, ModelRecord, RECORD_VERSION, RunRecord, RunState, Session, SettingRecord,
-    TimingSums, differences, failed_rows,
+    TimingSums, differences, failed_rows, now,
 };
