@@ -70,6 +70,8 @@ fn ask(row: u64, image: Option<Part>, text: &str, new: u32) -> Request {
         temperature: Some(if row % 2 == 0 { 0.0 } else { 0.9 }),
         logprobs: true,
         ignore_eos: true,
+        // A good row must not poison itself.
+        logit_bias: [(POISON.1 as u32, -100.0)].into(),
         ..SamplingParams::default()
     };
     Request::new(row, vec![Message { role: Role::User, content: Content::Parts(parts) }], sampling)

@@ -9,7 +9,7 @@ use std::sync::mpsc;
 
 use base64::Engine as _;
 use serde::Deserialize;
-use vgen_backends::local::{LocalBackend, LocalOptions, ModelSource};
+use vgen_backends::local::{DTypeChoice, KvDTypeChoice, LocalBackend, LocalOptions, ModelSource};
 use vgen_core::{Backend, Content, ImageRef, Message, Part, Request, Response, Role, SamplingParams};
 use vgen_mllama::Checkpoint;
 use vgen_task::prepare::{ModelFiles, PrepareOptions, Preprocessor};
@@ -60,6 +60,7 @@ fn goldens(name: &str) -> Vec<Golden> {
 
 fn load(name: &str, change: impl FnOnce(&mut LocalOptions)) -> LocalBackend {
     let mut options = LocalOptions::new(ModelSource::Named(folder(name).to_str().unwrap().to_owned()));
+    (options.dtype, options.kv_dtype) = (DTypeChoice::F32, KvDTypeChoice::F32);
     change(&mut options);
     LocalBackend::load(options, |_| {}).unwrap()
 }

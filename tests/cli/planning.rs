@@ -44,8 +44,8 @@ fn a_plan_reads_headers_only() {
     let number = |value: &Value| value.as_u64().unwrap();
     assert_eq!(number(&rows["cross_kv_bytes"]), number(&rows["different_tiles"]) * number(&plan["cross_kv_per_tile"]));
     assert_eq!(number(&rows["most_tiles"]), 4);
-    // 56 / 14 patches a side and a class token, 2 cross-attention layers, 2 heads of 16, keys and values, f32.
-    assert_eq!(number(&plan["cross_kv_per_tile"]), (4 * 4 + 1) * 2 * 2 * 2 * 16 * 4);
+    // 56 / 14 patches a side and a class token, 2 cross-attention layers, 2 heads of 16, keys and values, bf16.
+    assert_eq!(number(&plan["cross_kv_per_tile"]), (4 * 4 + 1) * 2 * 2 * 2 * 16 * 2);
     assert!(number(&plan["rows_that_fit"]) > 0);
 
     let text = scratch.vgen(&args).exits(0);
@@ -105,7 +105,7 @@ fn a_run_is_verified_and_a_changed_answer_is_found() {
     ];
     scratch.vgen_local(&[&args[..], &["--output", "out.jsonl"]].concat()).exits(1);
     let verify = |more: &[&str]| scratch.vgen(&[&["verify", "out.jsonl"], &args[..], more].concat());
-    let ended = verify(&["--sample", "5"]).exits(0);
+    let ended = verify(&["--rows", "5"]).exits(0);
     assert!(ended.stdout.starts_with("5 rows run again, 1, then 3, then 5 at a time, "), "{}", ended.stdout);
     let report: Value = serde_json::from_str(&verify(&["--json"]).exits(0).stdout).unwrap();
     // All that were answered.

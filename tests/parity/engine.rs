@@ -3,7 +3,7 @@
 use std::sync::mpsc;
 
 use serde_json::Value as Json;
-use vgen_backends::local::{LocalBackend, LocalOptions, ModelSource};
+use vgen_backends::local::{DTypeChoice, KvDTypeChoice, LocalBackend, LocalOptions, ModelSource};
 use vgen_core::{Backend, Content, Message, Part, Request, Role, SamplingParams};
 use vgen_mllama::Reference;
 use vgen_task::encode_image;
@@ -62,6 +62,7 @@ fn goldens_hold_in_mixed_batches() {
             // Some wait for others, and prompts are read in pieces beside running answers.
             (options.batch_size, options.step_tokens) = (7, 40);
             (options.reference, options.portable) = (reference, portable);
+            (options.dtype, options.kv_dtype) = (DTypeChoice::F32, KvDTypeChoice::F32);
             let backend = LocalBackend::load(options, |_| {}).unwrap();
             let recorded: Vec<_> = cases()
                 .into_iter()

@@ -11,9 +11,9 @@ const FAMILIES: [&str; 28] = [
     "sampling", "task", "template", "tokenizer",
 ];
 /// Names of files and tables that look like codes.
-const NO_CODES: [&str; 8] = [
+const NO_CODES: [&str; 9] = [
     "config.json", "run.json", "run.toml", "tokenizer.json", "model.safetensors", "plan.seen", "output.weight",
-    "task.template",
+    "task.template", "input.shard",
 ];
 
 fn codes_in(folder: &Path, found: &mut BTreeSet<String>) {

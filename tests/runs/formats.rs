@@ -25,7 +25,7 @@ fn photos() -> Scratch {
 
 /// All rows of an output, through the program's own reading of it.
 fn read_back(scratch: &Scratch, name: &str) -> Vec<Value> {
-    let args = ["run", "run.toml", "--input", name, "--output", "-", "--quiet", "--template", "x", "--columns", "id"];
+    let args = ["run", "run.toml", "--input", name, "--output", "-", "--quiet", "--template", "{{ id }}", "--columns", "id"];
     let more = ["--output-mapping", "generation=g2", "--output-mapping", "error=e2", "--output-mapping", "finish_reason=f2"];
     let ended = scratch.vgen(&[&args[..], &more].concat());
     parse(&ended.stdout)

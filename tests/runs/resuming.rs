@@ -31,6 +31,11 @@ fn interrupted(scratch: &Scratch, args: &[&str], after: Duration) -> Ended {
     ended(child.wait_with_output().unwrap()).exits(130)
 }
 
+/// What does not compress.
+fn noise(seed: u64) -> u128 {
+    (u128::from(seed) + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835)
+}
+
 fn record(scratch: &Scratch, output: &str) -> Value {
     serde_json::from_str(&scratch.read(&format!("{output}.run/run.json"))).unwrap()
 }
@@ -208,7 +213,7 @@ fn a_second_process_is_refused_and_a_lock_left_behind_is_not_a_lock() {
 fn a_full_disk_stops_cleanly_and_the_run_goes_on_when_there_is_room() {
     for output in ["out.jsonl", "out.parquet"] {
         let text: String =
-            (0..3000).map(|id| format!("{{\"id\":{id},\"instruction\":\"{}\"}}\n", "x".repeat(id % 90))).collect();
+            (0..3000u64).map(|id| format!("{{\"id\":{id},\"instruction\":\"{:x}\"}}\n", noise(id))).collect();
         let scratch = Scratch::with(text, "answer = \"{row} {prompt}\"\n");
         scratch.run(&["--output", &format!("whole-{output}"), "--row-group-rows", "500"]).exits(0);
         // A limit on the size of files, in blocks of 1024 bytes, stands in for a disk.

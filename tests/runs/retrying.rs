@@ -64,7 +64,7 @@ fn a_retry_that_was_killed_goes_on_and_the_old_output_stays_until_it_is_done() {
         scratch.config(&faults);
         scratch.run(&args).exits(1);
         let old = fs::read(scratch.path(output)).unwrap();
-        scratch.config("window = 2\ndelays_ms = [40]\n");
+        scratch.config("window = 2\ndelays_ms = [150]\n");
         let again = [&args[..], &["--retry-failed", "--sync-seconds", "0.02"]].concat();
         for _ in 0..3 {
             let mut child = scratch.start(&again);

@@ -35,8 +35,6 @@ pub(crate) enum Command {
     /// Runs what a config file says; flags override it.
     #[command(after_help = EXIT_CODES)]
     Run(Box<RunCommand>),
-    /// Writes a checkpoint as one GGUF file with weights of fewer bits, which loads in seconds.
-    Quantize(QuantizeCommand),
     /// Says what a run of a local model takes, from its configuration and the headers of images alone.
     #[command(after_help = EXIT_CODES)]
     Plan(Box<PlanCommand>),
@@ -45,6 +43,8 @@ pub(crate) enum Command {
     Verify(Box<VerifyCommand>),
     /// Joins the outputs of shards, after a check that every row is there once.
     Merge(MergeCommand),
+    /// Writes a checkpoint as one GGUF file with weights of fewer bits, which loads in seconds.
+    Quantize(QuantizeCommand),
     /// Prints the messages that would be sent, {"messages": [...]} for each row, without loading a model.
     Render(Box<RenderCommand>),
 }
@@ -166,10 +166,10 @@ pub(crate) struct VerifyCommand {
     pub(crate) config: Option<PathBuf>,
     /// How many rows to run again.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) sample: u32,
-    /// Which rows: another number, another sample.
+    pub(crate) rows: u32,
+    /// Which rows: another number, others.
     #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) sample_seed: u64,
+    pub(crate) rows_seed: u64,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -43,10 +43,10 @@ pub fn vgen(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let outcome = match args.command {
         Command::Local(args) => commands::local(*args, &messages),
         Command::Run(args) => commands::run(*args, &messages),
-        Command::Quantize(args) => commands::quantize(&args, &messages),
         Command::Plan(args) => commands::plan(*args, &messages),
         Command::Verify(args) => commands::verify(*args, &messages),
         Command::Merge(args) => commands::merge(&args, &messages),
+        Command::Quantize(args) => commands::quantize(&args, &messages),
         Command::Render(args) => commands::render(*args, &messages),
     };
     end(outcome, &messages)

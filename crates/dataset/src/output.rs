@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use vgen_core::Fault;
 
-use crate::columns::Column;
+use crate::columns::{Column, ColumnType};
 use crate::csv::CsvLines;
 use crate::file_sink::Format;
 use crate::jsonl::Lines;
 use crate::jsonl::compression::Compression;
 use crate::parquet::{ParquetLayout, RowGroups};
-use crate::{DatasetError, FileSink, Mark};
+use crate::{DatasetError, FileSink, InputFormat, InputOptions, Mark, RowSource, SourceRow, open};
 
 /// What an output is written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +78,27 @@ impl OutputLayout {
         FileSink::resume(path, self.writer(path, folder), mark)
     }
 
+    /// The rows of a file that was written so, as they were given to its sink.
+    ///
+    /// # Errors
+    /// `input.*`
+    pub fn read(&self, path: &Path) -> Result<Box<dyn RowSource>, Fault> {
+        let format = match self.format {
+            OutputFormat::Csv => InputFormat::Csv,
+            OutputFormat::Parquet => InputFormat::Parquet,
+            OutputFormat::Jsonl | OutputFormat::Sidecar => InputFormat::Jsonl,
+        };
+        // Lines may be as long as the run made them.
+        let options =
+            InputOptions { format: Some(format), max_line_bytes: Some(u64::MAX >> 1), ..InputOptions::default() };
+        let source = open(&[path.to_owned()], &options)?;
+        if format != InputFormat::Parquet {
+            return Ok(source);
+        }
+        let json = self.columns.iter().filter(|column| column.kind == ColumnType::Json);
+        Ok(Box::new(Unpacked { source, json: json.map(|column| column.name.clone()).collect() }))
+    }
+
     fn writer(&self, path: &Path, folder: Option<PathBuf>) -> Box<dyn Format> {
         let compression = Compression::of_path(path);
         match self.format {
@@ -97,6 +119,35 @@ impl OutputLayout {
                 Box::new(RowGroups::new(layout, path.to_string_lossy().into_owned()))
             }
         }
+    }
+}
+
+/// Parquet whose columns of JSON text are values again.
+struct Unpacked {
+    source: Box<dyn RowSource>,
+    json: Vec<String>,
+}
+
+impl RowSource for Unpacked {
+    fn name(&self) -> &str {
+        self.source.name()
+    }
+
+    fn folder(&self) -> Option<&Path> {
+        self.source.folder()
+    }
+
+    fn next_row(&mut self) -> Result<Option<SourceRow>, Fault> {
+        let Some(mut row) = self.source.next_row()? else { return Ok(None) };
+        if let Ok(row) = &mut row.row {
+            for name in &self.json {
+                let text = row.text(name).and_then(|text| RawValue::from_string(text.into_owned()).ok());
+                if let Some(value) = text {
+                    row.set_raw(name.as_str(), value);
+                }
+            }
+        }
+        Ok(Some(row))
     }
 }
 

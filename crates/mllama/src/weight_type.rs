@@ -24,7 +24,7 @@ pub enum WeightType {
     Bf16,
     /// 8 bits a weight in blocks of 32, activations likewise.
     Q8_0,
-    /// 4 bits a weight in blocks of 256, activations of 8 bits.
+    /// 4 bits a weight in blocks of 256 (of 32 where rows don't fill those), activations of 8 bits.
     Q4K,
 }
 
@@ -126,7 +126,8 @@ impl WeightTypes {
         };
         match wanted {
             Format::Block(block) if !k_in.is_multiple_of(block.block_len()) => {
-                let small = BlockFormat::Q8_0;
+                // Rows that fill no block of 256: blocks of 32 with as many bits.
+                let small = if block == BlockFormat::Q4K { BlockFormat::Q4_1 } else { block };
                 if k_in.is_multiple_of(small.block_len()) { Format::Block(small) } else { Format::Bf16 }
             }
             format => format,
@@ -178,8 +179,7 @@ mod tests {
         assert_eq!(q4.format(text, Stored::Bf16, 4096), block(BlockFormat::Q4K));
         assert_eq!(q4.format("language_model.lm_head.weight", Stored::Bf16, 4096), block(BlockFormat::Q8_0));
         assert_eq!(q4.format("vision_model.patch_embedding.weight", Stored::Bf16, 588), Format::Bf16);
-        // A row of 160 fills no block of 256.
-        assert_eq!(q4.format(text, Stored::Bf16, 160), block(BlockFormat::Q8_0));
+        assert_eq!(q4.format(text, Stored::Bf16, 160), block(BlockFormat::Q4_1));
         let overrides = vec!["*.layers.3.*=bf16".parse().unwrap(), "*.cross_attn.*=f32".parse().unwrap()];
         let types = WeightTypes { overrides, ..q4 };
         assert_eq!(types.format(text, Stored::Bf16, 4096), Format::F32);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use vgen_core::{Fault, Row};
-use vgen_dataset::{DatasetError, InputFormat, InputOptions, OutputFormat, RowSink, RowSource, Shard, open};
+use vgen_dataset::{DatasetError, OutputFormat, RowSink, RowSource, Shard};
 
 use crate::record::{
     Counts, Durability, FailedRow, Found, KnownRow, Ledger, RunFolder, RunRecord, RunState, differences, failed_rows,
@@ -87,19 +87,13 @@ fn part(path: &Path) -> Result<Part, Fault> {
         let message = format!("{} is the output of a whole run, not of a shard", path.display());
         return Err(refuse("merge.shards", message, "run each part with --shard I/N"));
     };
-    let format = match record.layout.format {
-        OutputFormat::Jsonl => InputFormat::Jsonl,
-        OutputFormat::Csv => InputFormat::Csv,
-        OutputFormat::Parquet => InputFormat::Parquet,
-        OutputFormat::Sidecar => {
-            let message = format!("{} is a folder of text files", path.display());
-            return Err(refuse("merge.format", message, "these need no merging: shards may share a folder"));
-        }
-    };
-    let options = InputOptions { format: Some(format), max_line_bytes: Some(u64::MAX >> 1), ..InputOptions::default() };
+    if record.layout.format == OutputFormat::Sidecar {
+        let message = format!("{} is a folder of text files", path.display());
+        return Err(refuse("merge.format", message, "these need no merging: shards may share a folder"));
+    }
     let source: Box<dyn RowSource> = match rows {
         0 => Box::new(vgen_dataset::JsonlSource::from_reader(std::io::empty(), "no rows")),
-        _ => open(&[path.to_owned()], &options)?,
+        _ => record.layout.read(path)?,
     };
     let failed = failed_rows(&folder.path().join("failed.jsonl"))?;
     Ok(Part {

@@ -118,7 +118,16 @@ impl LocalBackend {
         // The pipeline's window bounds requests; this bounds decoded images.
         let (jobs, ready) = bounded::<Job>(options.batch_size.max(2));
         let vocabulary = Arc::clone(&shared.vocabulary);
-        let engine = Engine::new(model, model_name.clone(), vocabulary, ready, &options, plan, Arc::clone(&stats));
+        let engine = Engine::new(
+            model,
+            model_name.clone(),
+            vocabulary,
+            ready,
+            &options,
+            device.is_cpu(),
+            plan,
+            Arc::clone(&stats),
+        );
         let mut threads = Vec::with_capacity(options.prepare_threads + 1);
         threads.push(spawn("vgen-engine", move || engine.run())?);
         for _ in 0..options.prepare_threads.max(1) {
@@ -303,8 +312,11 @@ impl Shared {
         (vgen_task::prepare::Prepared, Vec<std::ops::Range<usize>>, ResolvedSampling, Option<ConstraintState>),
         Fault,
     > {
-        let sampling = self.resolve(&request.sampling)?;
-        let constraint = request.sampling.constraint.as_ref().map(|c| self.constraint(c)).transpose()?;
+        // The run's own were checked before it began: what is wrong here is a row's.
+        let of_row = |fault| Fault { class: FaultClass::Row, ..fault };
+        let sampling = self.resolve(&request.sampling).map_err(of_row)?;
+        let constraint =
+            request.sampling.constraint.as_ref().map(|c| self.constraint(c)).transpose().map_err(of_row)?;
         let prompt = self.preprocessor.prepare(&request.messages).map_err(Fault::from)?;
         if prompt.ids.len() >= self.longest {
             let message = format!("the prompt has {} tokens, the model reads {}", prompt.ids.len(), self.longest);

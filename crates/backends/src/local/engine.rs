@@ -35,8 +35,11 @@ pub(crate) struct Engine {
     pub(crate) active: Vec<ActiveRow>,
     /// Beginning of the latest prompt up to its first image, with its keys and values.
     pub(crate) prefix: Option<(Vec<u32>, SelfKv)>,
-    /// Whether tokens before an image are the same whatever the image.
+    /// Whether tokens before an image are the same whatever the image, to the last bit.
     pub(crate) prefix_is_image_free: bool,
+    /// Whether each row is computed by itself: candle's matrix product on the CPU sums in another order for another
+    /// number of rows, which the kernels don't.
+    one_by_one: bool,
     plan: MemoryPlan,
     closed: bool,
 }
@@ -54,9 +57,11 @@ impl Engine {
         vocabulary: Arc<Vocabulary>,
         jobs: Receiver<Job>,
         options: &LocalOptions,
+        on_cpu: bool,
         plan: MemoryPlan,
         stats: Arc<EngineStats>,
     ) -> Self {
+        let one_by_one = options.portable && on_cpu;
         Self {
             model,
             model_name,
@@ -69,7 +74,9 @@ impl Engine {
             waiting: VecDeque::new(),
             active: Vec::new(),
             prefix: None,
-            prefix_is_image_free: options.reference == vgen_mllama::Reference::Meta,
+            // A prompt whose beginning is known has fewer tokens to compute.
+            prefix_is_image_free: options.reference == vgen_mllama::Reference::Meta && !one_by_one,
+            one_by_one,
             plan,
             closed: false,
         }
@@ -94,9 +101,11 @@ impl Engine {
 
     /// A step of all rows together. If it fails, one of each row by itself, so that only those fail that are the cause.
     fn work(&mut self) {
-        let Err(fault) = self.step(0..self.active.len()) else { return };
-        if let [row] = self.active.as_mut_slice() {
-            return row.fail(&fault);
+        if !self.one_by_one {
+            let Err(fault) = self.step(0..self.active.len()) else { return };
+            if let [row] = self.active.as_mut_slice() {
+                return row.fail(&fault);
+            }
         }
         for at in 0..self.active.len() {
             if self.active[at].is_done() {
@@ -227,7 +236,7 @@ impl Engine {
             return;
         }
         let start = Instant::now();
-        for together in new.chunks(IMAGES_TOGETHER) {
+        for together in new.chunks(if self.one_by_one { 1 } else { IMAGES_TOGETHER }) {
             let model = &self.model;
             let encoded: Vec<_> = match guarded(|| model.encode(together)) {
                 Ok(encoded) => together.iter().zip(encoded).collect(),
@@ -297,7 +306,7 @@ impl Engine {
             }
         }
         let answers: usize = decoding.iter().map(|(_, samples)| samples.len()).sum();
-        let mut budget = self.step_tokens.saturating_sub(answers);
+        let mut budget = if self.one_by_one { usize::MAX } else { self.step_tokens.saturating_sub(answers) };
         // Moved out for the step, since a sequence borrows the row as well.
         let mut prompts: Vec<(usize, SelfKv)> = Vec::new();
         for (at, row) in self.active.iter_mut().enumerate().take(rows.end).skip(rows.start) {

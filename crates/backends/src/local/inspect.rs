@@ -9,7 +9,7 @@ use vgen_task::image::MllamaImageProcessor;
 
 use super::{LocalOptions, MemoryPlan, ModelSource, Precision, free_memory};
 
-/// What `config.json` tells.
+/// What `config.json` and headers tell.
 #[derive(Clone, Debug)]
 pub struct Inspected {
     /// The numbers of the network.
@@ -20,22 +20,23 @@ pub struct Inspected {
     pub processor: Option<MllamaImageProcessor>,
     /// The device, in words.
     pub device: String,
-    /// The type of the computation.
+    /// The types of the computation, in words.
     pub dtype: String,
     /// Bytes that are free now, where that is known (on the CPU of a Linux system).
     pub free: Option<u64>,
 }
 
-/// Reads a model's `config.json`, and the header of its weights where they lie on this machine.
+/// Reads a model's `config.json` and, where they are on this machine, the headers of its weight files.
 ///
 /// # Errors
 /// A stop fault if there is no such model, it is of an unsupported kind, or there is no such device.
 pub fn inspect(options: &LocalOptions) -> Result<Inspected, Fault> {
     let device = options.device.open()?;
-    let config_json = match &options.model {
-        ModelSource::Named(name) if Path::new(name).is_file() => Checkpoint::gguf(name)?.require("config.json")?,
-        ModelSource::Named(name) => named(name, options)?,
-        ModelSource::Embedded { files, .. } => Checkpoint::memory(files.iter().copied()).require("config.json")?,
+    let (config_json, weights) = match &options.model {
+        ModelSource::Named(name) if Path::new(name).is_file() => of(&Checkpoint::gguf(name)?)?,
+        ModelSource::Named(name) if Path::new(name).is_dir() => of(&Checkpoint::folder(name))?,
+        ModelSource::Named(name) => (on_the_hub(name, options)?, None),
+        ModelSource::Embedded { files, .. } => of(&Checkpoint::memory(files.iter().copied()))?,
     };
     let config = Config::from_json(&config_json)?;
     let processor = match config.vision {
@@ -44,8 +45,7 @@ pub fn inspect(options: &LocalOptions) -> Result<Inspected, Fault> {
         None => None,
     };
     let free = if device.is_cpu() { free_memory() } else { None };
-    let header = header(&options.model);
-    let stored = |name: &str| header.as_ref().and_then(|header| header.stored(name)).unwrap_or(config.stored);
+    let stored = |name: &str| weights.as_ref().and_then(|weights| weights.stored(name)).unwrap_or(config.stored);
     let precision = Precision::choose(options, &device, &config, &stored, free)?;
     Ok(Inspected {
         plan: MemoryPlan::new(&config, &precision, options),
@@ -57,18 +57,13 @@ pub fn inspect(options: &LocalOptions) -> Result<Inspected, Fault> {
     })
 }
 
-/// The header of weights on this machine, which tells their types.
-fn header(model: &ModelSource) -> Option<Weights> {
-    let checkpoint = match model {
-        ModelSource::Named(name) if Path::new(name).is_file() => Checkpoint::gguf(name).ok()?,
-        ModelSource::Named(name) => Checkpoint::folder(name),
-        ModelSource::Embedded { files, .. } => Checkpoint::memory(files.iter().copied()),
-    };
-    checkpoint.weights().ok()
+/// The configuration, and the headers of the weights if these are there.
+fn of(checkpoint: &Checkpoint) -> Result<(String, Option<Weights>), Fault> {
+    Ok((checkpoint.require("config.json")?, checkpoint.weights().ok()))
 }
 
-/// The configuration of a folder or a repository on the hub. The search is broken off once it is seen.
-fn named(name: &str, options: &LocalOptions) -> Result<String, Fault> {
+/// The configuration of a repository on the hub. The search is broken off once it is seen.
+fn on_the_hub(name: &str, options: &LocalOptions) -> Result<String, Fault> {
     let seen = RefCell::new(None);
     let accept = |config: &str| {
         *seen.borrow_mut() = Some(config.to_owned());

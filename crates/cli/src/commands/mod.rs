@@ -14,7 +14,6 @@ use std::io::Write;
 use std::path::Path;
 
 use vgen_core::Fault;
-use vgen_dataset::{InputFormat, InputOptions, OutputFormat, RowSource};
 
 use crate::args::{Flags, LocalCommand, MergeCommand, PlanCommand, QuantizeCommand, RenderCommand, RunCommand, VerifyCommand};
 use crate::messages::Messages;
@@ -59,11 +58,6 @@ pub(crate) fn run(args: RunCommand, messages: &Messages) -> Result<u8, Fault> {
     rows::run(config, &messages)
 }
 
-/// `vgen quantize`.
-pub(crate) fn quantize(args: &QuantizeCommand, messages: &Messages) -> Result<u8, Fault> {
-    quantize::run(args, messages)
-}
-
 /// `vgen plan`.
 pub(crate) fn plan(args: PlanCommand, messages: &Messages) -> Result<u8, Fault> {
     let PlanCommand { config, json, rows_per_second, measured, flags } = args;
@@ -74,9 +68,9 @@ pub(crate) fn plan(args: PlanCommand, messages: &Messages) -> Result<u8, Fault> 
 
 /// `vgen verify`.
 pub(crate) fn verify(args: VerifyCommand, messages: &Messages) -> Result<u8, Fault> {
-    let VerifyCommand { answers, config, sample, sample_seed, json, flags } = args;
+    let VerifyCommand { answers, config, rows, rows_seed, json, flags } = args;
     let config = resolve::resolve(&local_settings(config.as_deref(), flags, "vgen verify")?)?;
-    let wanted = verify::Wanted { answers, sample: sample as usize, seed: sample_seed, json };
+    let wanted = verify::Wanted { answers, sample: rows as usize, seed: rows_seed, json };
     verify::verify(&config, &wanted, &messages.clone().quiet(config.run.quiet))
 }
 
@@ -91,6 +85,11 @@ fn local_settings(config: Option<&Path>, flags: Flags, command: &'static str) ->
     }
     settings.overlay(flags.settings());
     Ok(settings)
+}
+
+/// `vgen quantize`.
+pub(crate) fn quantize(args: &QuantizeCommand, messages: &Messages) -> Result<u8, Fault> {
+    quantize::run(args, messages)
 }
 
 /// `vgen render`.
@@ -128,14 +127,3 @@ pub(crate) fn merge(args: &MergeCommand, messages: &Messages) -> Result<u8, Faul
     merge::run(args, messages)
 }
 
-/// The rows of an output.
-fn open_output(path: &Path, format: OutputFormat) -> Result<Box<dyn RowSource>, Fault> {
-    let format = match format {
-        OutputFormat::Csv => InputFormat::Csv,
-        OutputFormat::Parquet => InputFormat::Parquet,
-        OutputFormat::Jsonl | OutputFormat::Sidecar => InputFormat::Jsonl,
-    };
-    // Lines may be as long as the run made them.
-    let options = InputOptions { format: Some(format), max_line_bytes: Some(u64::MAX >> 1), ..InputOptions::default() };
-    vgen_dataset::open(&[path.to_owned()], &options)
-}

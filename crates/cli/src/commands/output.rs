@@ -411,7 +411,7 @@ fn retry(
     }
     let old = match (sidecar, past.mark().rows) {
         (true, _) | (_, 0) => None,
-        _ => Some(super::open_output(path, layout.format)?),
+        _ => Some(layout.read(path)?),
     };
     let usual = record.rows_per_input;
     let mark = again.mark();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use vgen_core::{Fault, FinishReason, Row};
-use vgen_dataset::{OutputFormat, RowSource};
+use vgen_dataset::{OutputFormat, OutputLayout, RowSource};
 use vgen_run::{Sampled, Verified};
 use vgen_task::{RowContext, TextGenerationWithImage};
 
@@ -52,7 +52,13 @@ fn passes(sample: usize) -> Vec<usize> {
 /// Walks through input and output side by side and keeps the rows that the seed chooses.
 fn sample(config: &Config, wanted: &Wanted, task: &TextGenerationWithImage) -> Result<Vec<Sampled>, Fault> {
     let mut source = super::input::source(config)?;
-    let mut answers = super::open_output(&wanted.answers, OutputFormat::of_path(&wanted.answers))?;
+    let layout = OutputLayout {
+        format: OutputFormat::of_path(&wanted.answers),
+        columns: Vec::new(),
+        group_rows: 1,
+        reference_column: None,
+    };
+    let mut answers = layout.read(&wanted.answers)?;
     // The smallest draws stay: the same rows whatever their order.
     let mut chosen: Vec<(u64, Sampled)> = Vec::new();
     let mut rows = 0;
