@@ -67,7 +67,8 @@ fn a_gguf_file_gives_the_bits_of_the_checkpoint_it_was_made_of() {
             let direct = logits(&load(&checkpoint, &options(weights)));
             let gguf = Checkpoint::gguf(written(&checkpoint, &weights.into(), folder.path())).unwrap();
             let read = LoadOptions { weights: WeightTypes::default(), ..LoadOptions::default() };
-            let read = LoadOptions { weights: if weights == WeightType::F32 { weights.into() } else { read.weights }, ..read };
+            let read =
+                LoadOptions { weights: if weights == WeightType::F32 { weights.into() } else { read.weights }, ..read };
             assert_eq!(bits(&logits(&load(&gguf, &read))), bits(&direct), "{name} {weights}");
             for file in ["config.json", "tokenizer.json", "generation_config.json"] {
                 assert_eq!(gguf.text(file).unwrap(), checkpoint.text(file).unwrap(), "{file}");

@@ -25,8 +25,10 @@ fn photos() -> Scratch {
 
 /// All rows of an output, through the program's own reading of it.
 fn read_back(scratch: &Scratch, name: &str) -> Vec<Value> {
-    let args = ["run", "run.toml", "--input", name, "--output", "-", "--quiet", "--template", "{{ id }}", "--columns", "id"];
-    let more = ["--output-mapping", "generation=g2", "--output-mapping", "error=e2", "--output-mapping", "finish_reason=f2"];
+    let args =
+        ["run", "run.toml", "--input", name, "--output", "-", "--quiet", "--template", "{{ id }}", "--columns", "id"];
+    let more =
+        ["--output-mapping", "generation=g2", "--output-mapping", "error=e2", "--output-mapping", "finish_reason=f2"];
     let ended = scratch.vgen(&[&args[..], &more].concat());
     parse(&ended.stdout)
 }
@@ -40,7 +42,10 @@ fn parquet_has_a_schema_from_the_first_row_on_and_rows_that_do_not_fit_lose_noth
     scratch.run(&["--output", "out.parquet", "--row-group-rows", "100"]).exits(1);
     let back = read_back(&scratch, "out.parquet");
     assert_eq!(back.len(), 1202);
-    assert_eq!((&back[7]["id"], &back[7]["generation"], &back[7]["error"]), (&7.into(), &"answer to row 7".into(), &Value::Null));
+    assert_eq!(
+        (&back[7]["id"], &back[7]["generation"], &back[7]["error"]),
+        (&7.into(), &"answer to row 7".into(), &Value::Null)
+    );
     assert_eq!(back[1200]["id"], Value::Null);
     let unfit: Value = serde_json::from_str(back[1200]["vgen_unfit"].as_str().unwrap()).unwrap();
     assert_eq!(unfit, json!({"id": "late", "new": [1, {"x": null}]}));
@@ -77,7 +82,10 @@ fn csv_is_read_and_written_with_quotes_and_broken_lines() {
     scratch.file("rows.csv", "\u{feff}id,instruction\n1,\"a, \"\"b\"\"\nc\"\n2\n3,d\n");
     scratch.run(&["--input", "rows.csv", "--output", "out.csv"]).exits(1).says("1 values for 2 columns");
     let text = scratch.read("out.csv");
-    assert!(text.starts_with("id,instruction,generation,distilabel_metadata,model_name,finish_reason,error,vgen_unfit\n"), "{text}");
+    assert!(
+        text.starts_with("id,instruction,generation,distilabel_metadata,model_name,finish_reason,error,vgen_unfit\n"),
+        "{text}"
+    );
     let back = read_back(&scratch, "out.csv");
     assert_eq!(back[0]["generation"], "a, \"b\"\nc, \"0\"");
     let error: Value = serde_json::from_str(back[1]["error"].as_str().unwrap()).unwrap();
@@ -109,7 +117,10 @@ fn a_folder_of_images_is_an_input_and_text_files_beside_them_an_output() {
     let _ = fs::remove_dir_all(scratch.path("photos.run"));
     scratch.run(&[&folder[..], &other].concat()).exits(2).says("output photos/sub/c.cap exists already");
     scratch.file("photos/b.jpg", png(9));
-    scratch.run(&[&folder[..], &["--output", "x", "--output-format", "sidecar"]].concat()).exits(2).says("would have the same text file");
+    scratch
+        .run(&[&folder[..], &["--output", "x", "--output-format", "sidecar"]].concat())
+        .exits(2)
+        .says("would have the same text file");
 }
 
 #[test]
@@ -137,4 +148,36 @@ fn standard_input_goes_to_formats_with_a_schema_and_can_be_gone_on_with() {
         feed(9);
         assert_eq!(read_back(&scratch, output).len(), 9);
     }
+}
+
+#[test]
+fn a_batch_file_is_answered_as_openai_answers_it() {
+    let request = |id: &str, body: Value| {
+        json!({"custom_id": id, "method": "POST", "url": "/v1/chat/completions", "body": body}).to_string() + "\n"
+    };
+    let asked = json!([{"role": "system", "content": "Be brief."}, {"role": "user", "content": [
+        {"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]}]);
+    let mut text = request("a", json!({"model": "x", "messages": asked, "max_tokens": 7, "n": 2}));
+    text.push_str(&request("b", json!({"model": "x", "messages": [{"role": "user", "content": "hi"}], "audio": {}})));
+    text.push_str(&request("c", json!({"model": "x", "messages": [{"role": "user", "content": "hi"}], "top_k": 5})));
+    let scratch = Scratch::new();
+    scratch.file("batch.jsonl", text);
+    let config = "[input]\npath = \"batch.jsonl\"\n[output]\npath = \"out.jsonl\"\n[backend]\nkind = \"mock\"\n\
+        answer = \"{prompt} {images} {sample}\"\nrefuse = [\"top_k\"]\n";
+    scratch.file("run.toml", config);
+    scratch.run(&[]).exits(1).says("batch.request: 1").says("sampling.unsupported: 1");
+    let out = scratch.rows("out.jsonl");
+    assert_eq!((&out[0]["custom_id"], &out[0]["error"]), (&"a".into(), &Value::Null));
+    let body = &out[0]["response"]["body"];
+    assert_eq!(body["choices"][1]["message"]["content"], "What is it? 1 1");
+    assert_eq!((&body["choices"][0]["finish_reason"], &body["object"]), (&"stop".into(), &"chat.completion".into()));
+    assert_eq!((&out[1]["response"], &out[1]["error"]["code"]), (&Value::Null, &"batch.request".into()));
+    assert!(out[1]["error"]["message"].as_str().unwrap().contains("audio"));
+    assert_eq!(out[2]["error"]["code"], "sampling.unsupported");
+    scratch.run(&[]).exits(1).says("nothing is left to do");
+    scratch.run(&["--output", "out.parquet"]).exits(2).says("the answers to a batch file are JSON lines");
+    scratch
+        .run(&["--input-format", "openai_batch", "--system-prompt", "x", "--output", "y.jsonl"])
+        .exits(2)
+        .says("has no effect");
 }

@@ -7,7 +7,8 @@ use crate::support::{Scratch, rows};
 #[test]
 fn merged_shards_are_the_undivided_run_byte_for_byte() {
     for output in ["jsonl", "jsonl.zst", "csv", "parquet"] {
-        let more = "answer = \"{row}.{sample}\"\n[[backend.faults]]\nrow = 4\n[[backend.faults]]\nrow = 9\nsample = 1\n";
+        let more =
+            "answer = \"{row}.{sample}\"\n[[backend.faults]]\nrow = 4\n[[backend.faults]]\nrow = 9\nsample = 1\n";
         let scratch = Scratch::with(rows(23), more);
         let args = ["--num-generations", "2", "--row-group-rows", "5", "--skip", "1", "--output"];
         scratch.run(&[&args[..], &[&format!("whole.{output}")]].concat()).exits(1);

@@ -267,7 +267,8 @@ fn the_record_says_what_was_run() {
 
 #[test]
 fn too_many_errors_end_the_run() {
-    let faults: String = (0..300).map(|row| format!("[[backend.faults]]\nrow = {row}\ncode = \"remote.down\"\n")).collect();
+    let faults: String =
+        (0..300).map(|row| format!("[[backend.faults]]\nrow = {row}\ncode = \"remote.down\"\n")).collect();
     let scratch = Scratch::with(rows(1000), &format!("window = 2\n{faults}"));
     scratch
         .run(&["--max-errors", "10"])

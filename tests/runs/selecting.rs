@@ -4,7 +4,11 @@ use crate::support::{Scratch, rows};
 
 fn ids(scratch: &Scratch, args: &[&str]) -> Vec<u64> {
     let ended = scratch.run(&[args, &["--output", "-", "--quiet"]].concat()).exits(0);
-    ended.stdout.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["id"].as_u64().unwrap()).collect()
+    ended
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["id"].as_u64().unwrap())
+        .collect()
 }
 
 #[test]

@@ -204,8 +204,9 @@ pub(crate) struct RowFlags {
     /// of images; several times for several; - is standard input. Paths of images are relative to the file's folder.
     #[arg(long, short, value_name = "FILE")]
     input: Vec<PathBuf>,
-    /// What the input is written in [default: by name and content].
-    #[arg(long, value_name = "FORMAT", value_parser = ["jsonl", "csv", "parquet", "images"])]
+    /// What the input is written in; openai_batch is JSON lines of requests, answered as OpenAI's batch output
+    /// [default: by name and content].
+    #[arg(long, value_name = "FORMAT", value_parser = ["jsonl", "csv", "parquet", "images", "openai_batch"])]
     input_format: Option<String>,
     /// Of a folder, only images whose path in it matches; several times for several patterns [default: all images].
     #[arg(long, value_name = "PATTERN")]

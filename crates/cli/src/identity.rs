@@ -62,7 +62,8 @@ fn digest(folder: &Path) -> io::Result<String> {
         let mut file = File::open(&path)?;
         let size = file.metadata()?.len();
         digest.update(size.to_le_bytes());
-        let (blocks, step) = if size <= WHOLE { (size.div_ceil(BLOCK), BLOCK) } else { (WHOLE / BLOCK, size / (WHOLE / BLOCK)) };
+        let (blocks, step) =
+            if size <= WHOLE { (size.div_ceil(BLOCK), BLOCK) } else { (WHOLE / BLOCK, size / (WHOLE / BLOCK)) };
         let mut buffer = Vec::new();
         for block in 0..blocks {
             file.seek(SeekFrom::Start(block * step))?;

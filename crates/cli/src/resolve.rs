@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use vgen_backends::mock::MockOptions;
 use vgen_core::{Constraint, Fault, SamplingParams};
-use vgen_dataset::DEFAULT_MAX_LINE_BYTES;
+use vgen_dataset::{DEFAULT_MAX_LINE_BYTES, InputFormat};
 use vgen_run::record::Durability;
 use vgen_task::TaskConfig;
 
@@ -19,6 +19,8 @@ use crate::table::{BackendTable, Config, Images, Input, LocalTable, Output, Plac
 
 /// Seconds between lines of progress where there is no terminal.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
+/// The format of OpenAI batch files: JSON lines with requests of their own.
+const BATCH: &str = "openai_batch";
 /// Input rows of a row group of Parquet.
 const ROW_GROUP_ROWS: usize = 10_000;
 const CONSTRAINTS: [&str; 3] = ["json_schema", "regex", "choice"];
@@ -62,10 +64,15 @@ fn input(settings: &Settings) -> Result<Input, Fault> {
         }
     };
     let at_least_one = |rows: u64| if rows > 0 { Ok(rows) } else { Err("expected 1 or more rows, got 0".to_owned()) };
+    let batch = settings.get("input", "format").is_some_and(|setting| setting.value == BATCH);
     Ok(Input {
         place,
         paths,
-        format: settings.parse("input", "format")?,
+        format: match batch {
+            true => Some(InputFormat::Jsonl),
+            false => settings.parse("input", "format")?,
+        },
+        batch,
         globs: settings.parse("input", "globs")?.unwrap_or_default(),
         instruction: settings.parse("input", "instruction")?,
         instruction_suffix: settings.parse("input", "instruction_suffix")?,

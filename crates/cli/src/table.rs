@@ -42,6 +42,8 @@ pub(crate) struct Input {
     /// Files, patterns and folders, as they were named.
     pub(crate) paths: Vec<PathBuf>,
     pub(crate) format: Option<InputFormat>,
+    /// The rows are requests of an OpenAI batch file, for sure; else the first row tells.
+    pub(crate) batch: bool,
     pub(crate) globs: Vec<String>,
     pub(crate) instruction: Option<String>,
     pub(crate) instruction_suffix: Option<String>,

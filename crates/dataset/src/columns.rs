@@ -176,10 +176,7 @@ mod tests {
             r#"{"t":null,"i":2,"n":1.5,"b":false,"m":"x","late":[1]}"#,
         ]);
         let found: Vec<_> = infer(&rows).into_iter().map(|column| format!("{} {}", column.name, column.kind)).collect();
-        assert_eq!(
-            found,
-            ["t text", "i integer", "n number", "b boolean", "m json", "z text", "o json", "late json"]
-        );
+        assert_eq!(found, ["t text", "i integer", "n number", "b boolean", "m json", "z text", "o json", "late json"]);
     }
 
     #[test]

@@ -184,9 +184,7 @@ impl DatasetError {
 
     fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::InputIsFolder(_) => {
-                "it has no images; name files in it, for example --input 'folder/*.jsonl'".into()
-            }
+            Self::InputIsFolder(_) => "it has no images; name files in it, for example --input 'folder/*.jsonl'".into(),
             Self::InputParquet { .. } => "write it again, or name another file".into(),
             Self::InputNoMatch(_) => "quote the pattern, so that the shell leaves it alone".into(),
             Self::InputStandard(_) => "save it to a file and name that".into(),

@@ -142,11 +142,8 @@ impl FileSink {
         let block = self.format.block(self.mark.bytes, false).map_err(|error| self.failed(error))?;
         self.append(&block, self.mark.bytes)?;
         self.crc.update(&block);
-        self.mark = Mark {
-            rows: self.pushed,
-            bytes: self.mark.bytes + block.len() as u64,
-            crc: self.crc.clone().finalize(),
-        };
+        self.mark =
+            Mark { rows: self.pushed, bytes: self.mark.bytes + block.len() as u64, crc: self.crc.clone().finalize() };
         Ok(())
     }
 
@@ -194,11 +191,7 @@ impl RowSink for FileSink {
         self.append(&rest, self.mark.bytes)?;
         let mut crc = self.crc.clone();
         crc.update(&rest);
-        self.end = Some(Mark {
-            rows: self.pushed,
-            bytes: self.mark.bytes + rest.len() as u64,
-            crc: crc.finalize(),
-        });
+        self.end = Some(Mark { rows: self.pushed, bytes: self.mark.bytes + rest.len() as u64, crc: crc.finalize() });
         Ok(())
     }
 

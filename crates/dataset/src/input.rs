@@ -71,7 +71,8 @@ pub fn expand(patterns: &[PathBuf]) -> Result<Vec<PathBuf>, Fault> {
 
 fn matches(pattern: &Path, text: &str) -> Result<Vec<PathBuf>, DatasetError> {
     let glob = GlobBuilder::new(text).literal_separator(true).build();
-    let glob = glob.map_err(|error| DatasetError::InputGlob { pattern: text.to_owned(), what: error.kind().to_string() })?;
+    let glob =
+        glob.map_err(|error| DatasetError::InputGlob { pattern: text.to_owned(), what: error.kind().to_string() })?;
     let matcher = glob.compile_matcher();
     let is_plain = |part: &Component<'_>| !part.as_os_str().to_string_lossy().contains(['*', '?', '[', '{']);
     let root: PathBuf = pattern.components().take_while(is_plain).collect();
@@ -134,7 +135,9 @@ fn open_one(path: &Path, options: &InputOptions) -> Result<Box<dyn RowSource>, F
         InputFormat::Csv => Box::new(CsvSource::open(path)?),
         InputFormat::Parquet => Box::new(ParquetSource::open(path)?),
         InputFormat::Images => match ImageFolder::open(path, options.folder.clone()) {
-            Err(fault) if fault.code == "input.empty" && options.format.is_none() && options.folder.globs.is_empty() => {
+            Err(fault)
+                if fault.code == "input.empty" && options.format.is_none() && options.folder.globs.is_empty() =>
+            {
                 return Err(DatasetError::InputIsFolder(path.to_owned()).into());
             }
             folder => Box::new(folder?),

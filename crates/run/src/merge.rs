@@ -121,8 +121,12 @@ fn check(parts: &[Part]) -> Result<(), Fault> {
     for part in parts {
         let different = differences(&fingerprint(&first.record), &fingerprint(&part.record));
         if !different.is_empty() {
-            let message =
-                format!("{} and {} are of different runs:\n{}", first.path.display(), part.path.display(), different.join("\n"));
+            let message = format!(
+                "{} and {} are of different runs:\n{}",
+                first.path.display(),
+                part.path.display(),
+                different.join("\n")
+            );
             return Err(refuse("merge.differs", message, "merge shards of one configuration"));
         }
         if part.shard.count != count {
@@ -155,8 +159,7 @@ fn check(parts: &[Part]) -> Result<(), Fault> {
     for part in parts {
         let due = (total + count - part.shard.index) / count;
         if part.rows != due {
-            let message =
-                format!("{} has {} rows where {due} of {total} are due", part.path.display(), part.rows);
+            let message = format!("{} has {} rows where {due} of {total} are due", part.path.display(), part.rows);
             return Err(refuse("merge.rows", message, "the shards did not see the same input; run them again on one"));
         }
     }

@@ -454,8 +454,7 @@ impl Writer {
 
     fn finish(mut self, name: &str) -> Result<(Summary, Option<RunFolder>), RunError> {
         self.gate.close();
-        let mut rest: Vec<Finished> =
-            std::mem::replace(&mut self.reorder, Reorder::new(0)).rest().collect();
+        let mut rest: Vec<Finished> = std::mem::replace(&mut self.reorder, Reorder::new(0)).rest().collect();
         if self.ledger.is_none() {
             // After a stop there may be holes: rows given up between rows finished.
             rest.drain(..).for_each(|finished| self.write(finished));

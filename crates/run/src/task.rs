@@ -1,7 +1,7 @@
 //! [`Task`]: what to ask about a row, and what to make of the answer.
 
 use vgen_core::{Fault, Response, Row, SamplingParams};
-use vgen_task::{Rendered, RowContext, TextGenerationWithImage};
+use vgen_task::{OpenAiBatch, Rendered, RowContext, TextGenerationWithImage};
 
 /// What to ask about a row, and what to make of the answer.
 pub trait Task: Send + Sync {
@@ -59,5 +59,19 @@ impl Task for TextGenerationWithImage {
 
     fn output_rows(&self, row: &Row, rendered: Option<&Rendered>, result: &Result<Response, Fault>) -> Vec<Row> {
         self.output_rows(row, rendered, result)
+    }
+}
+
+impl Task for OpenAiBatch {
+    fn render(&self, row: &Row, context: &RowContext<'_>) -> Result<Rendered, Fault> {
+        self.render(row, context)
+    }
+
+    fn own_sampling(&self, row: &Row, run: &SamplingParams) -> Result<Option<(SamplingParams, u32)>, Fault> {
+        self.sampling(row, run).map(Some)
+    }
+
+    fn output_rows(&self, row: &Row, _rendered: Option<&Rendered>, result: &Result<Response, Fault>) -> Vec<Row> {
+        self.output_rows(row, result)
     }
 }

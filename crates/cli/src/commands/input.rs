@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use vgen_core::Fault;
 use vgen_dataset::{FolderOptions, InputOptions, RowSource, Selected, Selection, expand, open, stdin};
 
+use vgen_task::OpenAiBatch;
+
 use crate::table::{Config, Place};
 
 /// The files and folders of the input; none for standard input.
@@ -67,6 +69,35 @@ fn all(config: &Config) -> Result<Box<dyn RowSource>, Fault> {
             .with_hint("name a file, a pattern or a folder of images with --input, or - for standard input")),
         Some(Place::Standard) => stdin(&options),
         Some(Place::File(_)) => open(&paths(config)?, &options),
+    }
+}
+
+/// Whether the rows are requests of an OpenAI batch file. Standard input can't be looked at twice: there it must be said.
+///
+/// # Errors
+/// `input.*`; `config.value` if the task is configured although the requests say everything.
+pub(crate) fn is_batch(config: &Config) -> Result<bool, Fault> {
+    let told = config.input.batch;
+    let looks = || -> Result<bool, Fault> {
+        if config.input.format.is_some() || !matches!(config.input.place, Some(Place::File(_))) {
+            return Ok(false);
+        }
+        let first = all(config)?.next_row()?.and_then(|row| row.row.ok());
+        Ok(first.is_some_and(|row| OpenAiBatch::is_request(&row)))
+    };
+    if !told && !looks()? {
+        return Ok(false);
+    }
+    let set = config.recorded.config.iter().find(|(name, setting)| {
+        name.starts_with("task.") && setting.origin != "default" && name.as_str() != "task.image_position"
+    });
+    match set {
+        Some((name, setting)) if told => {
+            let message = format!("{}: {name} has no effect on the requests of a batch file", setting.origin);
+            Err(Fault::stop("config.value", message).with_hint("leave it out: each request has its own messages"))
+        }
+        // Columns and template are for rows; with these, it is rows.
+        set => Ok(set.is_none()),
     }
 }
 

@@ -15,7 +15,9 @@ use std::path::Path;
 
 use vgen_core::Fault;
 
-use crate::args::{Flags, LocalCommand, MergeCommand, PlanCommand, QuantizeCommand, RenderCommand, RunCommand, VerifyCommand};
+use crate::args::{
+    Flags, LocalCommand, MergeCommand, PlanCommand, QuantizeCommand, RenderCommand, RunCommand, VerifyCommand,
+};
 use crate::messages::Messages;
 use crate::settings::{Origin, Settings};
 use crate::{config_file, demo, exit, print_config, resolve};
@@ -126,4 +128,3 @@ fn print(text: &str) -> Result<(), Fault> {
 pub(crate) fn merge(args: &MergeCommand, messages: &Messages) -> Result<u8, Fault> {
     merge::run(args, messages)
 }
-

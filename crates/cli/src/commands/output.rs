@@ -30,11 +30,11 @@ pub(crate) enum Start {
     /// A new output.
     Fresh(OutputLayout),
     /// An earlier run is gone on with.
-    Resume(Box<RunRecord>, Past),
+    Resume(Box<RunRecord>, Box<Past>),
     /// Failed rows are done again.
-    Retry(Box<RunRecord>, Past),
+    Retry(Box<RunRecord>, Box<Past>),
     /// Everything is done.
-    Done(Box<RunRecord>, Past),
+    Done(Box<RunRecord>, Box<Past>),
 }
 
 /// An output that is a file, with its record, before the backend is there.
@@ -139,7 +139,9 @@ fn decide(
         }
         Found::Nothing if content => exists(),
         Found::Nothing => fresh(source),
-        Found::Run(_, past) if past.finished_rows() == 0 && !content && output.resume != Resume::Require => fresh(source),
+        Found::Run(_, past) if past.finished_rows() == 0 && !content && output.resume != Resume::Require => {
+            fresh(source)
+        }
         Found::Run(..) if output.resume == Resume::Never => exists(),
         Found::Run(record, past) => {
             let different = differences(&record.fingerprint, &config.recorded.fingerprint);
@@ -184,9 +186,8 @@ fn is_done(config: &Config, past: &Past, name: &str) -> Result<bool, Fault> {
 
 /// Whether the output is as its run left it.
 fn check_output(path: &Path, past: &Past) -> Result<(), Fault> {
-    let changed = |what: &str| -> Fault {
-        RecordError::OutputChanged { output: path.to_owned(), what: what.to_owned() }.into()
-    };
+    let changed =
+        |what: &str| -> Fault { RecordError::OutputChanged { output: path.to_owned(), what: what.to_owned() }.into() };
     let (wanted, exact) = match past.end() {
         Some(end) => (end, true),
         None => (past.mark(), false),
@@ -226,7 +227,8 @@ fn check_sidecars(config: &Config, path: &Path, inputs: &[PathBuf]) -> Result<()
     }
     for input in inputs {
         let options = InputOptions::default().folder;
-        let Ok(folder) = ImageFolder::open(input, vgen_dataset::FolderOptions { globs: config.input.globs.clone(), ..options })
+        let Ok(folder) =
+            ImageFolder::open(input, vgen_dataset::FolderOptions { globs: config.input.globs.clone(), ..options })
         else {
             let message = format!("{} is no folder of images, beside which answers could go", input.display());
             return Err(Fault::stop("config.value", message).with_hint("name a folder with --input"));
@@ -250,6 +252,10 @@ fn layout(
     inputs: &[PathBuf],
     source: &mut Box<dyn RowSource>,
 ) -> Result<OutputLayout, Fault> {
+    if format != OutputFormat::Jsonl && input::is_batch(config)? {
+        return Err(Fault::stop("config.value", "the answers to a batch file are JSON lines")
+            .with_hint("name an output that ends in .jsonl"));
+    }
     let image_column = input::image_column(config);
     let mut columns = Vec::new();
     if format.has_schema() {
@@ -371,7 +377,7 @@ impl Prepared {
                 let layout = record.layout.clone();
                 let ledger = Ledger::resume(folder, *record, &past, durability)?;
                 let sink = sink(config, &layout, &path, image_folder, Some(past.mark()))?;
-                let known = Box::new(JournalRows::new(past, source.name()));
+                let known = Box::new(JournalRows::new(*past, source.name()));
                 Ok(Opened { sink, ledger, known, replaces: false })
             }
             Start::Retry(mut record, past) => {
@@ -387,7 +393,7 @@ fn retry(
     config: &Config,
     folder: RunFolder,
     mut record: Box<RunRecord>,
-    past: Past,
+    past: Box<Past>,
     path: &Path,
     image_folder: Option<PathBuf>,
     source: &mut Box<dyn RowSource>,
@@ -404,7 +410,7 @@ fn retry(
     if let Found::Run(interrupted, its_past) = folder.find_retry()? {
         if interrupted.layout == layout {
             record.sessions = interrupted.sessions;
-            again = its_past;
+            again = *its_past;
         } else {
             folder.drop_retry()?;
         }
@@ -416,7 +422,7 @@ fn retry(
     let usual = record.rows_per_input;
     let mark = again.mark();
     let journal = JournalRows::new(again.clone(), source.name());
-    let mut known = OldRows::new(old, past, journal, failed, config.output.only.clone(), usual);
+    let mut known = OldRows::new(old, *past, journal, failed, config.output.only.clone(), usual);
     known.skip(mark.rows)?;
     let skipped = source.skip(mark.rows)?;
     check_skipped(source.name(), &again, skipped)?;
@@ -459,7 +465,8 @@ fn record(
     model: vgen_run::record::ModelRecord,
 ) -> Result<RunRecord, Fault> {
     let now = vgen_run::record::now();
-    let rows_per_input = if task.group_generations() { 1 } else { u64::from(task.num_generations()) };
+    let rows_per_input =
+        if input::is_batch(config)? || task.group_generations() { 1 } else { u64::from(task.num_generations()) };
     let named = match config.input.place {
         Some(Place::File(_)) => config.input.paths.iter().map(|path| path.to_string_lossy().into_owned()).collect(),
         Some(Place::Standard) => vec!["-".to_owned()],

@@ -21,11 +21,17 @@ pub(crate) fn render(config: &Config, messages: &Messages) -> Result<u8, Fault> 
         Place::Standard => Box::new(JsonlSink::stdout()),
         Place::File(path) => {
             vgen_dataset::check_is_no_input(path, &super::input::paths(config)?)?;
-            if !config.output.overwrite && path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() > 0) {
+            if !config.output.overwrite
+                && path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() > 0)
+            {
                 return Err(DatasetError::OutputExists(path.clone()).into());
             }
-            let layout =
-                OutputLayout { format: OutputFormat::Jsonl, columns: Vec::new(), group_rows: 1, reference_column: None };
+            let layout = OutputLayout {
+                format: OutputFormat::Jsonl,
+                columns: Vec::new(),
+                group_rows: 1,
+                reference_column: None,
+            };
             Box::new(layout.create(path, None)?)
         }
     };

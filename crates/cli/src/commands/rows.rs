@@ -7,8 +7,8 @@ use std::sync::Arc;
 use serde_json::json;
 use vgen_core::{Backend, Fault};
 use vgen_dataset::{RowSink, RowSource};
-use vgen_run::{Pipeline, Summary};
-use vgen_task::{TaskConfig, TextGenerationWithImage};
+use vgen_run::{Pipeline, Summary, Task};
+use vgen_task::{ImagePosition, OpenAiBatch, TaskConfig, TextGenerationWithImage};
 
 use super::{input, output};
 use crate::interrupt::Interrupt;
@@ -41,7 +41,7 @@ pub(crate) fn demo(config: Config, messages: &Messages) -> Result<u8, Fault> {
 /// Where the answers go.
 enum Target {
     Stream(Box<dyn RowSink>),
-    File(output::Prepared),
+    File(Box<output::Prepared>),
 }
 
 fn finish(
@@ -59,7 +59,7 @@ fn finish(
         None => output::stream(config)?,
     };
     let target = match (stream, &config.output.place) {
-        (None, Place::File(path)) => Target::File(output::prepare(config, path, &task, &mut source, messages)?),
+        (None, Place::File(path)) => Target::File(Box::new(output::prepare(config, path, &task, &mut source, messages)?)),
         (Some(_), _) if config.output.retry_failed => {
             return Err(Fault::stop("usage.retry", "--retry-failed needs an output that is a file")
                 .with_hint("name the output of the run with --output"));
@@ -77,6 +77,7 @@ fn finish(
     let interrupt = Interrupt::install(messages)?;
     let backend = backend::open(config, messages)?;
     let task = for_backend(task, &*backend)?;
+    let batch = input::is_batch(config)?;
     let to_terminal = config.output.place == Place::Standard && io::stdout().is_terminal();
     let mut replaces = false;
     let (sink, recorded) = match target {
@@ -86,6 +87,10 @@ fn finish(
             replaces = opened.replaces;
             (opened.sink, Some((opened.ledger, opened.known)))
         }
+    };
+    let task: Box<dyn Task> = match batch {
+        true => Box::new(OpenAiBatch { image_position: config.task.image_position.unwrap_or(ImagePosition::AsGiven) }),
+        false => Box::new(task),
     };
     let mut pipeline = Pipeline::new(source, task, Arc::clone(&backend), sink)
         .sampling(config.sampling.clone())

@@ -35,7 +35,8 @@ impl CsvLines {
             .quote_style(QuoteStyle::Necessary)
             .from_writer(&mut self.buffer);
         let values: Vec<_> = values.collect();
-        let written = writer.write_record(values.iter().map(|value| value.as_bytes())).and_then(|()| Ok(writer.flush()?));
+        let written =
+            writer.write_record(values.iter().map(|value| value.as_bytes())).and_then(|()| Ok(writer.flush()?));
         // Writing to memory.
         written.map_err(|error| Fault::stop("output.write", error.to_string()))
     }

@@ -80,7 +80,8 @@ impl CsvSource {
         let format = |what, hint| DatasetError::InputFormat { name: name.to_owned(), what, hint };
         let header = reader.byte_headers().map_err(|error| broken(origin, error))?;
         let header = header.iter().map(|name| String::from_utf8(name.to_vec())).collect::<Result<Vec<_>, _>>();
-        let header = header.map_err(|_| format("its header is not UTF-8", "convert it, for example: iconv -t utf-8"))?;
+        let header =
+            header.map_err(|_| format("its header is not UTF-8", "convert it, for example: iconv -t utf-8"))?;
         let mut names = std::collections::HashSet::new();
         if !header.iter().all(|name| names.insert(name)) {
             return Err(format("two columns of its header have the same name", "rename one of them").into());

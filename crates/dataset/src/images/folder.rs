@@ -144,12 +144,13 @@ fn globs(patterns: &[String]) -> Result<Option<GlobSet>, DatasetError> {
     let mut set = GlobSetBuilder::new();
     for pattern in patterns {
         let glob = GlobBuilder::new(pattern).literal_separator(true).build();
-        set.add(glob.map_err(|error| DatasetError::InputGlob { pattern: pattern.clone(), what: error.kind().to_string() })?);
+        set.add(
+            glob.map_err(|error| DatasetError::InputGlob { pattern: pattern.clone(), what: error.kind().to_string() })?,
+        );
     }
-    set.build().map(Some).map_err(|error| DatasetError::InputGlob {
-        pattern: patterns.join(", "),
-        what: error.kind().to_string(),
-    })
+    set.build()
+        .map(Some)
+        .map_err(|error| DatasetError::InputGlob { pattern: patterns.join(", "), what: error.kind().to_string() })
 }
 
 fn is_image(path: &Path) -> bool {

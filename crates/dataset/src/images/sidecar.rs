@@ -42,7 +42,9 @@ impl SidecarSink {
         let path = self.options.folder.join(beside(Path::new(image), &self.options.suffix));
         let failed = |source| DatasetError::OutputWrite { name: path.to_string_lossy().into_owned(), source };
         if Path::new(image).is_absolute() || image.split(['/', '\\']).any(|part| part == "..") {
-            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "the image is outside of the folder")).into());
+            return Err(
+                failed(io::Error::new(io::ErrorKind::InvalidInput, "the image is outside of the folder")).into()
+            );
         }
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(failed)?;

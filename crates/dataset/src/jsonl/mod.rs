@@ -4,6 +4,6 @@ pub(crate) mod compression;
 mod sink;
 mod source;
 
-pub(crate) use sink::Lines;
 pub use sink::JsonlSink;
+pub(crate) use sink::Lines;
 pub use source::{DEFAULT_MAX_LINE_BYTES, JsonlOptions, JsonlSource};

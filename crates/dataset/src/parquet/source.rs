@@ -94,7 +94,10 @@ impl ParquetSource {
     }
 
     fn failed(&self, error: impl std::fmt::Display) -> DatasetError {
-        DatasetError::InputRead { origin: self.origin(), source: io::Error::new(io::ErrorKind::InvalidData, error.to_string()) }
+        DatasetError::InputRead {
+            origin: self.origin(),
+            source: io::Error::new(io::ErrorKind::InvalidData, error.to_string()),
+        }
     }
 
     fn origin(&self) -> Origin {
@@ -216,7 +219,9 @@ impl RowSource for ParquetSource {
     }
 
     fn columns(&self) -> Option<Vec<Column>> {
-        Some(self.metadata.schema().fields().iter().map(|field| Column::new(field.name(), column_type(field))).collect())
+        Some(
+            self.metadata.schema().fields().iter().map(|field| Column::new(field.name(), column_type(field))).collect(),
+        )
     }
 }
 
@@ -236,7 +241,9 @@ fn column_type(field: &FieldRef) -> ColumnType {
         other if is_error(other) => ColumnType::Error,
         // What has bytes inside comes as base64, which no type but text takes back.
         other if has_bytes(other) => ColumnType::Json,
-        other if other.to_string().parse().is_ok_and(|same: DataType| same == *other) && super::build::decodes(other) => {
+        other
+            if other.to_string().parse().is_ok_and(|same: DataType| same == *other) && super::build::decodes(other) =>
+        {
             ColumnType::Arrow(other.clone())
         }
         _ => ColumnType::Json,
@@ -264,9 +271,10 @@ fn has_bytes(data_type: &DataType) -> bool {
     match data_type {
         DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => true,
         DataType::Struct(fields) => fields.iter().any(|field| has_bytes(field.data_type())),
-        DataType::List(field) | DataType::LargeList(field) | DataType::FixedSizeList(field, _) | DataType::Map(field, _) => {
-            has_bytes(field.data_type())
-        }
+        DataType::List(field)
+        | DataType::LargeList(field)
+        | DataType::FixedSizeList(field, _)
+        | DataType::Map(field, _) => has_bytes(field.data_type()),
         DataType::Dictionary(_, values) => has_bytes(values),
         _ => false,
     }

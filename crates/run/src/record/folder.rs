@@ -38,7 +38,7 @@ pub enum Found {
     /// There was none.
     Nothing,
     /// There was one.
-    Run(Box<RunRecord>, Past),
+    Run(Box<RunRecord>, Box<Past>),
 }
 
 impl RunFolder {
@@ -132,7 +132,11 @@ impl RunFolder {
     /// `record.io`
     pub fn retry(&self) -> Result<(PathBuf, PathBuf), RecordError> {
         let folder = self.path.join(RETRY);
-        fs::create_dir_all(&folder).map_err(|source| RecordError::Io { path: folder.clone(), verb: "written", source })?;
+        fs::create_dir_all(&folder).map_err(|source| RecordError::Io {
+            path: folder.clone(),
+            verb: "written",
+            source,
+        })?;
         let output = folder.join(self.output.file_name().unwrap_or_default());
         Ok((folder, output))
     }
@@ -157,8 +161,11 @@ impl RunFolder {
     /// `record.io`
     pub fn install_retry(&self) -> Result<(), RecordError> {
         let ready = self.path.join(RETRY).join(READY);
-        files::replace(&ready, b"")
-            .map_err(|source| RecordError::Io { path: ready.clone(), verb: "written", source })?;
+        files::replace(&ready, b"").map_err(|source| RecordError::Io {
+            path: ready.clone(),
+            verb: "written",
+            source,
+        })?;
         self.install()
     }
 
@@ -221,6 +228,6 @@ fn find(folder: &Path) -> Result<Found, RecordError> {
     let value: serde_json::Value = serde_json::from_str(&text).map_err(broken)?;
     match value.get("version").and_then(serde_json::Value::as_u64) {
         Some(found) if found > RECORD_VERSION => Err(RecordError::Version { path, found, known: RECORD_VERSION }),
-        _ => Ok(Found::Run(Box::new(serde_json::from_value(value).map_err(broken)?), past)),
+        _ => Ok(Found::Run(Box::new(serde_json::from_value(value).map_err(broken)?), Box::new(past))),
     }
 }

@@ -153,7 +153,8 @@ impl Ledger {
         journal::push_open(&mut lines);
         files::replace(&path.join(JOURNAL), &lines).map_err(of(JOURNAL))?;
         let syncer = Syncer::start(&path, output)?;
-        let timings = OpenOptions::new().create(true).write(true).truncate(fresh).append(!fresh).open(path.join(TIMINGS));
+        let timings =
+            OpenOptions::new().create(true).write(true).truncate(fresh).append(!fresh).open(path.join(TIMINGS));
         let written = (fs::metadata(path.join(TIMINGS)).map_or(0, |metadata| metadata.len())) / 100;
         let now = Instant::now();
         Ok(Self {

@@ -107,7 +107,8 @@ impl InputFile {
         Self {
             path: path.to_owned(),
             bytes: metadata.filter(std::fs::Metadata::is_file).map(|metadata| metadata.len()),
-            modified: modified.map(|time| chrono::DateTime::<Utc>::from(time).to_rfc3339_opts(SecondsFormat::Secs, true)),
+            modified: modified
+                .map(|time| chrono::DateTime::<Utc>::from(time).to_rfc3339_opts(SecondsFormat::Secs, true)),
         }
     }
 }
