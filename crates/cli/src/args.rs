@@ -668,6 +668,9 @@ mod tests {
     #[test]
     fn every_flag_sets_a_key_of_the_configuration() {
         let line = "vgen-local --input a --output b --overwrite --limit 3 --max-line-bytes 1M --system-prompt s \
+            --input-format jsonl --glob g --instruction i --instruction-suffix s --skip 1 --sample 2 --shard 1/2 \
+            --output-format jsonl --resume auto --retry-failed --only c --sync-seconds 1 --sync-rows 1 \
+            --row-group-rows 1 --output-images keep --sidecar-suffix s --max-errors 3 \
             --template t --columns a,b --image-type url --image-column i --image-position as-given \
             --image-required=false --num-generations 2 --group-generations --no-raw-input --no-raw-output \
             --input-mapping a=b --output-mapping c=d --undefined lenient --max-new-tokens 1 --min-new-tokens 1 \
