@@ -22,6 +22,8 @@ use crate::{KnownRows, Observer, Progress, Summary, Task};
 
 /// Rows read but not yet written, for each request in flight, unless told otherwise.
 const REORDER_FACTOR: usize = 4;
+/// Rows after which the feeder hears that there is room.
+const BATCH: usize = 8;
 /// How often a waiting run looks whether it was stopped.
 const TICK: Duration = Duration::from_millis(25);
 /// After a stop, rows in flight get this long to end.
@@ -210,6 +212,7 @@ impl Pipeline {
             share: None,
             ended: None,
             unwritten: 0,
+            answered: 0,
             fault: None,
             stopping: false,
             sink_lost: false,
@@ -239,6 +242,8 @@ struct Writer {
     ended: Option<bool>,
     /// Rows in the reorder buffer.
     unwritten: usize,
+    /// Answers that the gate has not heard of.
+    answered: usize,
     fault: Option<Fault>,
     stopping: bool,
     /// Writing failed: trying again would only fail again, or tear the output.
@@ -336,9 +341,7 @@ impl Writer {
 
     fn take_answer(&mut self, answered: Answered) {
         let Answered { asked, submitted, outcome } = answered;
-        if submitted {
-            self.gate.answered();
-        }
+        self.answered += usize::from(submitted);
         let result = match outcome {
             Outcome::Result(result) => result,
             Outcome::Known(known) => {
@@ -374,11 +377,16 @@ impl Writer {
     }
 
     fn write_ready(&mut self) {
+        let mut written = 0;
         while let Some(finished) = self.reorder.next() {
             self.unwritten -= 1;
-            self.gate.written();
+            written += 1;
             self.write(finished);
+            if written == BATCH {
+                self.gate.free(std::mem::take(&mut self.answered), std::mem::take(&mut written));
+            }
         }
+        self.gate.free(std::mem::take(&mut self.answered), written);
         self.flush();
     }
 

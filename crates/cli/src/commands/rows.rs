@@ -59,7 +59,9 @@ fn finish(
         None => output::stream(config)?,
     };
     let target = match (stream, &config.output.place) {
-        (None, Place::File(path)) => Target::File(Box::new(output::prepare(config, path, &task, &mut source, messages)?)),
+        (None, Place::File(path)) => {
+            Target::File(Box::new(output::prepare(config, path, &task, &mut source, messages)?))
+        }
         (Some(_), _) if config.output.retry_failed => {
             return Err(Fault::stop("usage.retry", "--retry-failed needs an output that is a file")
                 .with_hint("name the output of the run with --output"));

@@ -15,7 +15,7 @@ use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::metadata::{
-    FileMetaData, KeyValue, ParquetMetaData, ParquetMetaDataReader, ParquetMetaDataWriter, RowGroupMetaData,
+    FileMetaData, ParquetMetaData, ParquetMetaDataReader, ParquetMetaDataWriter, RowGroupMetaData,
 };
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use serde_json::value::RawValue;
@@ -23,7 +23,7 @@ use vgen_core::{Fault, Row};
 
 use super::build::{array, data_type, reference, unfit_text};
 use crate::DatasetError;
-use crate::columns::{Column, ColumnType, UNFIT};
+use crate::columns::{Column, UNFIT};
 use crate::file_sink::Format;
 
 /// Bytes of rows after which a row group ends, however few rows it has.
@@ -68,25 +68,14 @@ impl RowGroups {
         Self { layout, schema, name, rows: Vec::new(), inputs: 0, bytes: 0, groups: Vec::new(), file_metadata: None }
     }
 
-    fn properties(&self) -> WriterProperties {
-        let mut features = serde_json::Map::new();
-        for column in &self.layout.columns {
-            // What the `datasets` library reads the Image feature from.
-            if column.kind == ColumnType::Image {
-                features.insert(column.name.clone(), serde_json::json!({"_type": "Image"}));
-            }
-        }
-        let mut properties = WriterProperties::builder()
+    fn properties() -> WriterProperties {
+        WriterProperties::builder()
             .set_compression(Compression::ZSTD(ZstdLevel::default()))
             .set_statistics_enabled(EnabledStatistics::Chunk)
             .set_offset_index_disabled(true)
             .set_created_by("vgen".to_owned())
-            .set_max_row_group_row_count(None);
-        if !features.is_empty() {
-            let value = serde_json::json!({"vgen_images": features}).to_string();
-            properties = properties.set_key_value_metadata(Some(vec![KeyValue::new("vgen".to_owned(), value)]));
-        }
-        properties.build()
+            .set_max_row_group_row_count(None)
+            .build()
     }
 
     fn batch(&self) -> Result<RecordBatch, parquet::errors::ParquetError> {
@@ -114,7 +103,7 @@ impl RowGroups {
     /// The rows as a Parquet file of one row group.
     fn segment(&self) -> Result<(Vec<u8>, ParquetMetaData), parquet::errors::ParquetError> {
         let mut bytes = Vec::new();
-        let mut writer = ArrowWriter::try_new(&mut bytes, Arc::clone(&self.schema), Some(self.properties()))?;
+        let mut writer = ArrowWriter::try_new(&mut bytes, Arc::clone(&self.schema), Some(Self::properties()))?;
         if !self.rows.is_empty() {
             writer.write(&self.batch()?)?;
         }
