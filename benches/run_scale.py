@@ -34,8 +34,9 @@ template = "Question {{{{ id }}}}: {{{{ instruction }}}}"
 columns = ["id", "instruction"]
 [backend]
 kind = "mock"
-window = {window}
 answer = "an answer to {{row}}"
+[run]
+window = {window}
 """
 
 
@@ -117,7 +118,7 @@ def resume(work, command, out, count):
 def peers(work, count):
     rows = os.path.join(work, "peers.jsonl")
     write_rows(rows, count, 0)
-    vgen(work, "peers", count, 0, 16, "peers-out.jsonl")
+    vgen(work, "peers", count, 0, 256, "peers-out.jsonl")
     for name, script in (("distilabel 1.5.3", DISTILABEL), ("datasets.map", DATASETS)):
         seconds, peak, _ = run([sys.executable, "-c", script, rows, os.path.join(work, "peer-out.jsonl")], work)
         print(f"| {name} | {count} | {seconds:.1f} | {count / seconds:.0f} | {peak:.0f} |", flush=True)
@@ -178,7 +179,7 @@ if __name__ == "__main__":
     if args.peers:
         peers(args.work, 20_000)
     else:
-        vgen(args.work, "urls", args.rows, 0, 16, "urls-out.parquet")
+        vgen(args.work, "urls", args.rows, 0, 256, "urls-out.parquet")
         vgen(args.work, "images", args.image_rows, 75_000, 16, "images-out.jsonl")
-        command, out = vgen(args.work, "urls", args.rows, 0, 16, "urls-out.jsonl")
+        command, out = vgen(args.work, "urls", args.rows, 0, 256, "urls-out.jsonl")
         resume(args.work, command, out, args.rows)
