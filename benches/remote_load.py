@@ -1,27 +1,35 @@
 #!/usr/bin/env python3
 """What the remote client costs, beside huggingface_hub's AsyncInferenceClient on the same server in the same run.
 
-    cargo build --release -p vgen-backends --example remote_load
+    cargo build --release --workspace --example remote_load
     python3 -m venv /tmp/venv && /tmp/venv/bin/pip install huggingface_hub
-    /tmp/venv/bin/python benches/remote_load.py [--seconds 5] [--out benches/results/remote_load.json]
+    /tmp/venv/bin/python benches/remote_load.py --flat 100000 --out benches/results/remote_load.json
 
-An echo server on loopback answers every chat request at once, so that all time measured is the clients' (and the
-server's, which is the same for both). Both clients send the same messages with an image of the same size, already in
-memory; both encode it anew for each request, as a run over different images has to.
+An echo server on loopback takes every request's bytes and answers at once, so that all time measured is the client's and
+the loopback's: the latencies are what a client adds to a server's own. Both clients send the same messages with an image
+of the same size, already in memory; both encode it anew for each request, as a run over different images has to. Every
+measurement is a process of its own; the peak of its memory is the system's count.
+
+The limits at the end are the machine's: bytes through one loopback connection, base64 and JSON on one core. `of loopback`
+is the share of the first that a measurement reached with its bodies alone.
 """
 
 import argparse
 import asyncio
 import base64
+import itertools
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TARGET = os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))
+SIZES = (10_000, 500_000)
+IN_FLIGHT = (1, 8, 64, 512)
 
 
 def image(size):
@@ -61,102 +69,87 @@ async def hub_client(url, requests, in_flight, size):
         "requests_per_second": requests / seconds,
         "p50_ms": latencies[len(latencies) // 2] * 1e3,
         "p99_ms": latencies[len(latencies) * 99 // 100] * 1e3,
+        "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }
 
 
-def bytes_per_second(work, size, seconds=0.3):
-    """How fast `work` goes through `size` bytes on one core."""
-    rounds, begun = 0, time.perf_counter()
-    while time.perf_counter() - begun < seconds:
-        work()
-        rounds += 1
-    return rounds * size / (time.perf_counter() - begun)
+def measure(command, url, seconds, in_flight, size):
+    """As many requests as fit into the time, judged by a short run."""
 
+    def once(requests):
+        line = [*command, url, str(requests), str(in_flight), str(size)]
+        return json.loads(subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
-def loopback_bytes_per_second(size=256 << 20):
-    """What one connection on loopback carries, both ends on this machine."""
-    import socket
-    import threading
-
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def drain():
-        connection, _ = listener.accept()
-        while connection.recv(1 << 20):
-            pass
-
-    thread = threading.Thread(target=drain)
-    thread.start()
-    sender = socket.create_connection(listener.getsockname())
-    block, begun = bytes(1 << 20), time.perf_counter()
-    for _ in range(size >> 20):
-        sender.sendall(block)
-    sender.close()
-    thread.join()
-    return size / (time.perf_counter() - begun)
+    rate = once(max(200, in_flight * 2))["requests_per_second"]
+    return once(max(200, in_flight * 4, int(rate * seconds)))
 
 
 def main():
+    if sys.argv[1:2] == ["hub"]:
+        url, *numbers = sys.argv[2:]
+        print(json.dumps(asyncio.run(hub_client(url, *map(int, numbers)))))
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", default=os.path.join(TARGET, "release/examples/remote_load"))
     parser.add_argument("--seconds", type=float, default=5.0, help="about how long each measurement takes")
     parser.add_argument("--flat", type=int, default=0, help="requests of a last run that looks at memory only")
+    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="bytes of the image")
+    parser.add_argument("--in-flight", type=int, nargs="*", default=IN_FLIGHT)
     parser.add_argument("--out", help="write the results there, too")
     arguments = parser.parse_args()
 
     import huggingface_hub
 
+    load_before = os.getloadavg()[0]
+    limits = json.loads(subprocess.run([arguments.program, "limits"], check=True, stdout=subprocess.PIPE).stdout)
     server = subprocess.Popen([arguments.program, "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     url = server.stdout.readline().strip()
-
-    def ask(requests, in_flight, size):
-        line = subprocess.run(
-            [arguments.program, "ask", url, str(requests), str(in_flight), str(size)],
-            check=True, capture_output=True, text=True,
-        ).stdout
-        return json.loads(line)
+    ours, theirs = [arguments.program, "ask"], [sys.executable, os.path.abspath(__file__), "hub"]
 
     results = []
-    print(f"{'client':16} {'image':>8} {'in flight':>9} {'requests/s':>11} {'p50 ms':>8} {'p99 ms':>8} {'MiB':>7}")
-    for size in (10_000, 500_000):
-        for in_flight in (1, 8, 64, 512):
-            pair = []
-            for client in (ask, lambda *row: asyncio.run(hub_client(url, *row))):
-                # As many requests as fit into the time, judged by a short run.
-                rate = client(max(200, in_flight * 2), in_flight, size)["requests_per_second"]
-                row = client(max(200, in_flight * 4, int(rate * arguments.seconds)), in_flight, size)
-                pair.append(row)
-                memory = f"{row['resident_kib'] / 1024:7.0f}" if "resident_kib" in row else ""
-                print(f"{row['client']:16} {size:8} {in_flight:9} {row['requests_per_second']:11.0f} "
-                      f"{row['p50_ms']:8.2f} {row['p99_ms']:8.2f} {memory}", flush=True)
-            pair[0]["times_huggingface_hub"] = pair[0]["requests_per_second"] / pair[1]["requests_per_second"]
-            results += pair
+    print(f"{'client':16} {'image':>8} {'in flight':>9} {'requests/s':>11} {'p50 ms':>8} {'p99 ms':>8} {'peak MiB':>9}"
+          f" {'of loopback':>12} {'times':>6}")
+    for size, in_flight in itertools.product(arguments.sizes, arguments.in_flight):
+        # vgen before and after the other: what drifts in between shows.
+        turns = [measure(command, url, arguments.seconds, in_flight, size) for command in (ours, theirs, ours)]
+        for row in turns:
+            body = (size + 2) // 3 * 4
+            row["share_of_loopback"] = row["requests_per_second"] * body / limits["loopback_bytes_per_second"]
+            row["times_huggingface_hub"] = row["requests_per_second"] / turns[1]["requests_per_second"]
+            print(f"{row['client']:16} {size:8} {in_flight:9} {row['requests_per_second']:11.0f} {row['p50_ms']:8.2f} "
+                  f"{row['p99_ms']:8.2f} {row['peak_kib'] / 1024:9.0f} {row['share_of_loopback']:12.2f} "
+                  f"{row['times_huggingface_hub']:6.1f}", flush=True)
+        results += turns
+    flat = None
     if arguments.flat:
-        results.append(ask(arguments.flat, 64, 10_000))
-        print(json.dumps(results[-1]))
+        line = [*ours, url, str(arguments.flat), "64", "10000"]
+        flat = json.loads(subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        print(f"{arguments.flat} requests: {flat['resident_kib_after_a_tenth'] / 1024:.1f} MiB after a tenth, "
+              f"{flat['resident_kib'] / 1024:.1f} MiB at the end, {flat['peak_kib'] / 1024:.1f} MiB at most")
     server.stdin.close()
     server.wait()
 
-    data = image(500_000)
-    text = base64.b64encode(data).decode()
-    limits = {
-        "loopback_bytes_per_second": loopback_bytes_per_second(),
-        "python_base64_bytes_per_second": bytes_per_second(lambda: base64.b64encode(data), len(data)),
-        "python_json_bytes_per_second": bytes_per_second(lambda: json.dumps(text), len(text)),
-    }
+    print(json.dumps(limits))
     report = {
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-                    "load_before": os.getloadavg()[0], "python": platform.python_version(),
-                    "huggingface_hub": huggingface_hub.__version__},
+        "machine": {"cpu": cpu(), "cores": os.cpu_count(), "load_before": load_before,
+                    "python": platform.python_version(), "huggingface_hub": huggingface_hub.__version__},
         "limits": limits,
         "results": results,
+        "flat": flat,
     }
-    print(json.dumps(limits))
     if arguments.out:
         with open(arguments.out, "w") as file:
             json.dump(report, file, indent=1)
             file.write("\n")
 
 
+def cpu():
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -67,7 +67,7 @@ fn ask(row: u64, image: Option<Part>, text: &str, new: u32) -> Request {
     let parts = image.into_iter().chain([Part::Text(text.to_owned())]).collect();
     let sampling = SamplingParams {
         max_new_tokens: Some(new),
-        temperature: Some(if row % 2 == 0 { 0.0 } else { 0.9 }),
+        temperature: Some(if row.is_multiple_of(2) { 0.0 } else { 0.9 }),
         logprobs: true,
         ignore_eos: true,
         // A good row must not poison itself.
@@ -220,7 +220,7 @@ fn a_backend_that_goes_answers_first() {
     drop((backend, send));
     let outcomes: BTreeMap<u64, Outcome> = receive.into_iter().collect();
     assert_eq!(outcomes.len(), 10);
-    assert!(outcomes.values().all(|outcome| outcome.is_ok()));
+    assert!(outcomes.values().all(Result::is_ok));
 }
 
 /// A batch of rows that don't fit in what is allowed is answered in turns; one that never fits fails with numbers.

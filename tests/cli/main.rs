@@ -6,6 +6,7 @@ mod inputs;
 mod local;
 mod outputs;
 mod planning;
+mod remote;
 mod rendering;
 mod runs;
 mod support;

@@ -67,6 +67,7 @@ impl Scratch {
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(match program {
             "vgen" => env!("CARGO_BIN_EXE_vgen"),
+            "vgen-remote" => env!("CARGO_BIN_EXE_vgen-remote"),
             _ => env!("CARGO_BIN_EXE_vgen-local"),
         });
         command.current_dir(self.folder()).env_remove("NO_COLOR").stdin(Stdio::null());

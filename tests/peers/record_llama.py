@@ -58,7 +58,8 @@ def model(seed, layers, **config):
 
 def record(folder, net, fast, prompts, dtype=torch.float32):
     net.to(dtype).save_pretrained(folder)
-    net.float()
+    # Loaded again, since the change of type rounds what is no weight, too (the rotary frequencies).
+    net = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     fast.save_pretrained(folder)
     with open(os.path.join(folder, "golden.jsonl"), "w", encoding="utf-8") as out:
         for prompt in prompts:

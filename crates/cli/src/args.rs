@@ -8,12 +8,13 @@ use vgen_mllama::{WeightOverride, WeightType};
 
 use crate::messages::Color;
 use crate::quantity;
+use crate::remote::flags::{RemoteCommand, RemoteFlags};
 use crate::settings::{Origin, Settings};
 use crate::version;
 
-const EXIT_CODES: &str = "Exit codes: 0 all rows done; 1 finished, some rows failed (see their column \"error\"); \
+pub(crate) const EXIT_CODES: &str = "Exit codes: 0 all rows done; 1 finished, some rows failed (see their column \"error\"); \
 2 mistake in arguments, configuration or output; 3 input unreadable; 4 model missing or unsupported; \
-5 does not fit in memory; 6 backend lost; 130 interrupted.";
+5 does not fit in memory; 6 backend lost; 7 spend cap reached; 130 interrupted.";
 
 /// Asks a vision model about every row of a data set, offline or through an endpoint.
 #[derive(Debug, Parser)]
@@ -32,6 +33,9 @@ pub(crate) enum Command {
     /// Runs a model in this process; the same as the program vgen-local.
     #[command(after_help = EXIT_CODES)]
     Local(Box<LocalCommand>),
+    /// Asks an endpoint or another server; the same as the program vgen-remote.
+    #[command(after_help = EXIT_CODES)]
+    Remote(Box<RemoteCommand>),
     /// Runs what a config file says; flags override it.
     #[command(after_help = EXIT_CODES)]
     Run(Box<RunCommand>),
@@ -66,14 +70,23 @@ pub(crate) struct LocalCommand {
     /// Run the small model that is part of this program, on its sample images unless told otherwise. Needs no network.
     #[arg(long, conflicts_with_all = ["model", "revision"])]
     pub(crate) demo: bool,
+    #[command(flatten)]
+    pub(crate) question: QuestionFlags,
+    #[command(flatten)]
+    pub(crate) flags: Flags,
+    #[command(flatten)]
+    pub(crate) model: ModelFlags,
+}
+
+/// One question instead of a file of rows.
+#[derive(Debug, Args)]
+pub(crate) struct QuestionFlags {
     /// Ask about this image file or URL instead of a file of rows; several times for several images.
     #[arg(long, value_name = "FILE", requires = "prompt", conflicts_with = "input")]
     pub(crate) image: Vec<String>,
     /// Ask this; the answer is printed as it comes.
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["input", "output", "limit"])]
     pub(crate) prompt: Option<String>,
-    #[command(flatten)]
-    pub(crate) flags: Flags,
 }
 
 /// The arguments of `vgen run`.
@@ -84,6 +97,10 @@ pub(crate) struct RunCommand {
     pub(crate) config: PathBuf,
     #[command(flatten)]
     pub(crate) flags: Flags,
+    #[command(flatten)]
+    pub(crate) model: ModelFlags,
+    #[command(flatten)]
+    pub(crate) remote: RemoteFlags,
 }
 
 /// The arguments of `vgen quantize`.
@@ -153,6 +170,8 @@ pub(crate) struct PlanCommand {
     pub(crate) measured: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) flags: Flags,
+    #[command(flatten)]
+    pub(crate) model: ModelFlags,
 }
 
 /// The arguments of `vgen verify`: the run's own settings, and what to look at.
@@ -175,6 +194,8 @@ pub(crate) struct VerifyCommand {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) flags: Flags,
+    #[command(flatten)]
+    pub(crate) model: ModelFlags,
 }
 
 /// The flags of every run.
@@ -186,8 +207,6 @@ pub(crate) struct Flags {
     pub(crate) task: TaskFlags,
     #[command(flatten)]
     pub(crate) sampling: SamplingFlags,
-    #[command(flatten)]
-    pub(crate) model: ModelFlags,
     #[command(flatten)]
     pub(crate) images: ImageFlags,
     #[command(flatten)]
@@ -487,7 +506,6 @@ impl Flags {
         self.rows.add_to(&mut settings);
         self.task.add_to(&mut settings);
         self.sampling.add_to(&mut settings);
-        self.model.add_to(&mut settings);
         self.images.add_to(&mut settings);
         self.run.add_to(&mut settings);
         settings
@@ -597,7 +615,8 @@ impl SamplingFlags {
 }
 
 impl ModelFlags {
-    fn add_to(self, settings: &mut Settings) {
+    /// Lays what was given over the settings.
+    pub(crate) fn add_to(self, settings: &mut Settings) {
         settings.flag(("backend", "model"), "--model", self.model);
         settings.flag(("backend", "revision"), "--revision", self.revision);
         settings.flag(("backend", "device"), "--device", self.device);
@@ -681,7 +700,8 @@ mod tests {
             --max-image-bytes 1 --max-image-pixels 1 --image-timeout 1 --max-redirects 1 \
             --allow-private-addresses --row-timeout 1 --quiet --stats s --progress-interval 1";
         let Ok(args) = LocalArgs::try_parse_from(line.split_whitespace()) else { unreachable!("the line is valid") };
-        let settings = args.local.flags.settings();
+        let mut settings = args.local.flags.settings();
+        args.local.model.add_to(&mut settings);
         let local = keys::backend("local").unwrap_or_default();
         for (table, name, _) in settings.iter() {
             let known = KEYS.iter().chain(local).any(|key| (key.table, key.name) == (table, name));

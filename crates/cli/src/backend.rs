@@ -7,9 +7,10 @@ use vgen_core::{Backend, Fault};
 
 use crate::local;
 use crate::messages::Messages;
+use crate::remote;
 use crate::table::{BackendTable, Config};
 
-/// Opens the backend; the local one loads its model here.
+/// Opens the backend; the local one loads its model here, the remote one waits for its endpoint.
 ///
 /// # Errors
 /// `config.backend` if none was named; what the backend says.
@@ -19,5 +20,6 @@ pub(crate) fn open(config: &Config, messages: &Messages) -> Result<Arc<dyn Backe
             .with_hint("add a table [backend] with a kind to the config file")),
         BackendTable::Mock(options) => Ok(Arc::new(MockBackend::new(options.clone())?)),
         BackendTable::Local(table) => local::open(table, &config.images, messages),
+        BackendTable::Remote(table) => remote::open(table, &config.images, config.run.progress_interval, messages),
     }
 }

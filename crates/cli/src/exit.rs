@@ -16,6 +16,8 @@ pub const MODEL: u8 = 4;
 pub const PLAN: u8 = 5;
 /// The backend can't go on: a lost device, an endpoint that refuses every request.
 pub const BACKEND: u8 = 6;
+/// The spend cap is reached; what was paid for is written.
+pub const SPEND_CAP: u8 = 7;
 /// Interrupted by Ctrl-C or a termination signal; what was finished is written.
 pub const INTERRUPTED: u8 = 130;
 
@@ -25,6 +27,11 @@ pub fn of_fault(fault: &Fault) -> u8 {
         "output.closed" => return DONE,
         "run.max_errors" => return SOME_ROWS_FAILED,
         "resume.input_changed" => return INPUT,
+        _ => {}
+    }
+    match fault.code.as_ref() {
+        "remote.spend_cap" => return SPEND_CAP,
+        "remote.config" | "remote.unsupported_parameter" => return USAGE,
         _ => {}
     }
     match fault.code.split('.').next().unwrap_or_default() {
@@ -55,6 +62,9 @@ mod tests {
             ("plan.too_large", PLAN),
             ("backend.lost", BACKEND),
             ("remote.unauthorized", BACKEND),
+            ("remote.spend_cap", SPEND_CAP),
+            ("remote.unsupported_parameter", USAGE),
+            ("constraint.invalid", USAGE),
         ] {
             assert_eq!(of_fault(&Fault::stop(code, "")), exit, "{code}");
         }

@@ -18,7 +18,7 @@ const fn key(table: &'static str, name: &'static str, default: &'static str) -> 
 pub(crate) const TABLES: [&str; 7] = ["input", "output", "task", "sampling", "images", "run", "backend"];
 
 /// The kinds of backends.
-pub(crate) const BACKENDS: [&str; 2] = ["local", "mock"];
+pub(crate) const BACKENDS: [&str; 3] = ["local", "inference-endpoints", "mock"];
 
 const MODEL: &str = "<the model's own>";
 const NONE: &str = "<none>";
@@ -123,6 +123,51 @@ const LOCAL: &[Key] = &[
     key("backend", "date", "\"26 Jul 2024\""),
 ];
 
+const REMOTE: &[Key] = &[
+    key("backend", "kind", NONE),
+    key("backend", "model_id", NONE),
+    key("backend", "endpoint_name", NONE),
+    key("backend", "endpoint_namespace", "<the key's own account>"),
+    key("backend", "base_url", "<Hugging Face's router>"),
+    key("backend", "api_key", "<{ env = \"HF_TOKEN\" }, then the hub's token file>"),
+    key("backend", "model_display_name", "<the endpoint's model, model_id, endpoint_name or base_url>"),
+    key("backend", "endpoints_url", "\"https://api.endpoints.huggingface.cloud\""),
+    key("backend", "hub_url", "<HF_ENDPOINT, else https://huggingface.co>"),
+    key("backend", "resume_endpoint", "true"),
+    key("backend", "endpoint_timeout", "900.0"),
+    key("backend", "endpoint_poll", "5.0"),
+    key("backend", "protocol", "\"chat\""),
+    key("backend", "dialect", "<what an endpoint says of itself, else \"openai\">"),
+    key("backend", "chat_template", NONE),
+    key("backend", "http_version", "\"auto\""),
+    key("backend", "headers", "{}"),
+    key("backend", "extra_body", "{}"),
+    key("backend", "native_n", "false"),
+    key("backend", "stream", "false"),
+    key("backend", "inline_images", "false"),
+    key("backend", "shrink_to_pixels", NONE),
+    key("backend", "response_format", NONE),
+    key("backend", "tools", "[]"),
+    key("backend", "tool_choice", NONE),
+    key("backend", "tool_prompt", NONE),
+    key("backend", "keep_reasoning", "false"),
+    key("backend", "max_response_bytes", "\"64MiB\""),
+    key("backend", "max_in_flight", "32"),
+    key("backend", "adaptive", "true"),
+    key("backend", "requests_per_minute", NONE),
+    key("backend", "tokens_per_minute", NONE),
+    key("backend", "max_attempts", "8"),
+    key("backend", "max_elapsed", "900.0"),
+    key("backend", "backoff_base", "0.5"),
+    key("backend", "backoff_max", "60.0"),
+    key("backend", "connect_timeout", "10.0"),
+    key("backend", "first_byte_timeout", "300.0"),
+    key("backend", "idle_timeout", "60.0"),
+    key("backend", "total_timeout", "600.0"),
+    key("backend", "spend_requests", NONE),
+    key("backend", "spend_tokens", NONE),
+];
+
 const MOCK: &[Key] = &[
     key("backend", "kind", NONE),
     key("backend", "model_name", "\"mock\""),
@@ -139,6 +184,7 @@ const MOCK: &[Key] = &[
 pub(crate) fn backend(kind: &str) -> Option<&'static [Key]> {
     match kind {
         "local" => Some(LOCAL),
+        "inference-endpoints" => Some(REMOTE),
         "mock" => Some(MOCK),
         _ => None,
     }
@@ -159,6 +205,23 @@ pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Each key is one that the backend knows, with the backend's default.
+    #[test]
+    fn the_remote_backends_keys_are_its_own() {
+        use vgen_backends::remote::RemoteConfig;
+        let config = serde_json::to_value(RemoteConfig::default()).unwrap_or_default();
+        for name in config.as_object().into_iter().flat_map(|config| config.keys()) {
+            assert!(REMOTE.iter().any(|key| key.name == name), "{name} can't be set");
+        }
+        for key in REMOTE.iter().filter(|key| !["kind", "chat_template"].contains(&key.name)) {
+            let own = config.get(key.name);
+            assert!(own.is_some(), "{} is no key", key.name);
+            if !key.default.starts_with('<') && key.name != "max_response_bytes" {
+                assert_eq!(own.map(ToString::to_string).as_deref(), Some(key.default), "{}", key.name);
+            }
+        }
+    }
 
     #[test]
     fn near_names_are_found_and_far_ones_are_not() {

@@ -1,4 +1,4 @@
-//! The command lines `vgen` and `vgen-local`: arguments, config file, messages, exit codes. Decides nothing else.
+//! The command lines `vgen`, `vgen-local` and `vgen-remote`: arguments, config file, messages, exit codes. Decides nothing else.
 //!
 //! What was typed (`args`) and what the config file says become `settings`, each with its origin; `resolve`
 //! makes the typed configuration of them; `commands` run it.
@@ -19,6 +19,7 @@ mod print_config;
 mod progress;
 mod quantity;
 mod recorded;
+mod remote;
 mod resolve;
 mod settings;
 mod table;
@@ -32,6 +33,7 @@ use vgen_core::Fault;
 
 use args::{Command, LocalArgs, VgenArgs};
 use messages::Messages;
+use remote::flags::RemoteArgs;
 
 /// The program `vgen`.
 pub fn vgen(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -42,6 +44,7 @@ pub fn vgen(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let messages = Messages::new(args.color);
     let outcome = match args.command {
         Command::Local(args) => commands::local(*args, &messages),
+        Command::Remote(args) => commands::remote(*args, &messages),
         Command::Run(args) => commands::run(*args, &messages),
         Command::Plan(args) => commands::plan(*args, &messages),
         Command::Verify(args) => commands::verify(*args, &messages),
@@ -60,6 +63,16 @@ pub fn vgen_local(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let messages = Messages::new(args.color);
     end(commands::local(*args.local, &messages), &messages)
+}
+
+/// The program `vgen-remote`.
+pub fn vgen_remote(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args = match RemoteArgs::try_parse_from(arguments) {
+        Ok(args) => args,
+        Err(error) => return usage(&error),
+    };
+    let messages = Messages::new(args.color);
+    end(commands::remote(*args.remote, &messages), &messages)
 }
 
 fn end(outcome: Result<u8, Fault>, messages: &Messages) -> ExitCode {

@@ -66,7 +66,8 @@ fn set<T: FromStr<Err: Display>>(option: &mut T, name: &str, text: &Option<Strin
     Ok(())
 }
 
-fn limits(images: &Images) -> ImageLimits {
+/// The limits of images as the configuration gives them.
+pub(crate) fn limits(images: &Images) -> ImageLimits {
     let default = ImageLimits::default();
     ImageLimits {
         max_bytes: images.max_bytes.map_or(default.max_bytes, |n| usize::try_from(n).unwrap_or(usize::MAX)),

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::ValueEnum;
 use indicatif::ProgressBar;
@@ -24,8 +24,8 @@ pub(crate) enum Color {
 #[derive(Clone)]
 pub(crate) struct Messages {
     color: bool,
-    /// The progress line to step aside for, if there is one.
-    bar: Arc<ProgressBar>,
+    /// The progress line to step aside for, if there is one; the same for all clones.
+    bar: Arc<Mutex<ProgressBar>>,
     quiet: bool,
 }
 
@@ -38,7 +38,7 @@ impl Messages {
                 io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
             }
         };
-        Self { color, bar: Arc::new(ProgressBar::hidden()), quiet: false }
+        Self { color, bar: Arc::new(Mutex::new(ProgressBar::hidden())), quiet: false }
     }
 
     /// As before, but silent about everything except errors.
@@ -47,9 +47,9 @@ impl Messages {
         self
     }
 
-    /// As before, above a progress line.
-    pub(crate) fn above(mut self, bar: ProgressBar) -> Self {
-        self.bar = Arc::new(bar);
+    /// From now on, above a progress line.
+    pub(crate) fn above(self, bar: ProgressBar) -> Self {
+        *self.bar.lock().unwrap_or_else(PoisonError::into_inner) = bar;
         self
     }
 
@@ -87,7 +87,8 @@ impl Messages {
     }
 
     fn print(&self, text: &str) {
-        self.bar.suspend(|| {
+        let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        bar.suspend(|| {
             // Nobody is left to be told if standard error is gone.
             let _ = writeln!(io::stderr(), "{text}");
         });

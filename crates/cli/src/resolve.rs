@@ -14,6 +14,7 @@ use vgen_task::TaskConfig;
 use crate::keys;
 use crate::quantity;
 use crate::recorded::Recorded;
+use crate::remote;
 use crate::settings::{Origin, Settings, invalid};
 use crate::table::{BackendTable, Config, Images, Input, LocalTable, Output, Place, Resume, Run};
 
@@ -228,6 +229,7 @@ fn backend(settings: &Settings) -> Result<BackendTable, Fault> {
     }
     match kind.as_str() {
         "local" => Ok(BackendTable::Local(Box::new(local(settings)?))),
+        "inference-endpoints" => Ok(BackendTable::Remote(Box::new(remote::table::resolve(settings)?))),
         _ => Ok(BackendTable::Mock(mock(settings)?)),
     }
 }

@@ -12,6 +12,7 @@ use vgen_run::record::Durability;
 use vgen_task::TaskConfig;
 
 use crate::recorded::Recorded;
+use crate::remote::table::RemoteTable;
 
 /// A file, or standard input or output.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +113,8 @@ pub(crate) enum BackendTable {
     None,
     /// `kind = "local"`
     Local(Box<LocalTable>),
+    /// `kind = "inference-endpoints"`
+    Remote(Box<RemoteTable>),
     /// `kind = "mock"`
     Mock(MockOptions),
 }

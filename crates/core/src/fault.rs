@@ -13,6 +13,8 @@ pub enum FaultClass {
     Row,
     /// Trying again may help.
     Retry,
+    /// Nothing more may be asked, but what is asked already goes on to its end: a spend cap.
+    Drain,
     /// The whole run can't go on.
     Stop,
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 /// How tokens are chosen and when a generation ends. `None` means "not given": the model's own
@@ -36,7 +36,8 @@ pub struct SamplingParams {
     pub logit_bias: BTreeMap<u32, f32>,
     /// Texts that must not be generated.
     pub bad_words: Vec<String>,
-    /// Texts that end a generation and are cut from it.
+    /// Texts that end a generation and are cut from it; a single one may be written without a list.
+    #[serde(deserialize_with = "one_or_many")]
     pub stop: Vec<String>,
     /// Keep the stop text in the answer.
     pub include_stop: bool,
@@ -54,6 +55,19 @@ pub struct SamplingParams {
     pub echo: bool,
     /// A form that the answer must have.
     pub constraint: Option<Constraint>,
+}
+
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a text or a list of texts")]
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(text) => vec![text],
+        OneOrMany::Many(texts) => texts,
+    })
 }
 
 /// A form that an answer must have.

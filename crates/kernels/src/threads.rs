@@ -1,8 +1,12 @@
 //! How many threads the kernels use, and how work is spread over them.
 //!
-//! Everything runs on rayon's global pool, which candle uses as well, so nothing competes with anything. Work is a
-//! number of tasks that the threads take one after another; what a task computes never depends on who takes it.
+//! Work is a number of tasks that the threads take one after another; what a task computes never depends on who takes
+//! it. The threads are this module's own, as many as rayon's pool has: a step of decode is hundreds of products of some
+//! ten microseconds each, which a general pool's sleeping and waking would double. They wait for the next product awake
+//! for a moment, then asleep. Only one call is spread at a time; a call that comes meanwhile does its tasks alone.
 #![allow(unsafe_code)] // disjoint parts of one output are written by several threads
+
+mod pool;
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -52,7 +56,7 @@ pub(crate) fn run(threads: usize, tasks: usize, task: impl Fn(usize) + Sync) {
         return;
     }
     let next = AtomicUsize::new(0);
-    let work = || {
+    pool::spread(workers - 1, &|| {
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
             if i >= tasks {
@@ -60,12 +64,6 @@ pub(crate) fn run(threads: usize, tasks: usize, task: impl Fn(usize) + Sync) {
             }
             task(i);
         }
-    };
-    rayon::scope(|scope| {
-        for _ in 1..workers {
-            scope.spawn(|_| work());
-        }
-        work();
     });
 }
 

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,13 +21,20 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Runtime;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 
 use crate::answer::{Answer, Step};
 
 /// Time for sent bytes to leave before a connection is broken off.
 const FLUSH: Duration = Duration::from_millis(20);
+
+/// Connections that may wait to be accepted. One that finds no place waits for seconds, not for its turn.
+const BACKLOG: u32 = 4096;
 
 /// A request as it arrived.
 #[derive(Clone, Debug)]
@@ -46,7 +53,7 @@ pub struct Received {
     pub version: Version,
     /// Headers, names in lower case.
     pub headers: HeaderMap,
-    /// The body.
+    /// The body; empty where none is kept.
     pub body: Bytes,
 }
 
@@ -74,9 +81,15 @@ struct State {
     peak: AtomicUsize,
 }
 
+struct Tls {
+    acceptor: TlsAcceptor,
+    certificate: String,
+}
+
 /// A server on a free port of 127.0.0.1. Ends when dropped.
 pub struct Server {
     address: SocketAddr,
+    certificate: Option<String>,
     state: Arc<State>,
     runtime: Option<Runtime>,
 }
@@ -84,24 +97,45 @@ pub struct Server {
 impl Server {
     /// Starts a server that answers by `script` and keeps every request.
     pub fn start(script: impl Fn(&Received) -> Answer + Send + Sync + 'static) -> io::Result<Self> {
-        Self::launch(Box::new(script), true, 1)
+        Self::launch(Box::new(script), true, 1, None)
     }
 
-    /// Starts a server on `threads` threads that keeps no request, for load measurements.
+    /// As [`Server::start`], over TLS and with HTTP/2 on offer. The certificate for 127.0.0.1 is made for the occasion:
+    /// nobody trusts it without being told.
+    pub fn start_tls(script: impl Fn(&Received) -> Answer + Send + Sync + 'static) -> io::Result<Self> {
+        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).map_err(io::Error::other)?;
+        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(io::Error::other)?
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key.into())
+            .map_err(io::Error::other)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let tls = Tls { acceptor: Arc::new(config).into(), certificate: made.cert.pem() };
+        Self::launch(Box::new(script), true, 1, Some(tls))
+    }
+
+    /// Starts a server on `threads` threads that keeps no request and throws bodies away as they come, for load
+    /// measurements.
     pub fn start_unrecorded(
         threads: usize,
         script: impl Fn(&Received) -> Answer + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        Self::launch(Box::new(script), false, threads)
+        Self::launch(Box::new(script), false, threads, None)
     }
 
-    fn launch(script: Box<Script>, record: bool, threads: usize) -> io::Result<Self> {
+    fn launch(script: Box<Script>, record: bool, threads: usize, tls: Option<Tls>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(threads)
             .thread_name("loopback")
             .enable_all()
             .build()?;
-        let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", 0)))?;
+        let listener = runtime.block_on(async {
+            let socket = TcpSocket::new_v4()?;
+            socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+            socket.listen(BACKLOG)
+        })?;
         let address = listener.local_addr()?;
         let state = Arc::new(State {
             script,
@@ -112,13 +146,20 @@ impl Server {
             in_flight: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
         });
-        runtime.spawn(accept(listener, Arc::clone(&state)));
-        Ok(Self { address, state, runtime: Some(runtime) })
+        let (acceptor, certificate) = tls.map(|tls| (tls.acceptor, tls.certificate)).unzip();
+        runtime.spawn(accept(listener, acceptor, Arc::clone(&state)));
+        Ok(Self { address, certificate, state, runtime: Some(runtime) })
     }
 
-    /// `http://127.0.0.1:PORT`, without a slash at the end.
+    /// `http://127.0.0.1:PORT`, or with `https`, without a slash at the end.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.certificate.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// The certificate that a client has to trust, in PEM; `None` without TLS.
+    pub fn certificate(&self) -> Option<&str> {
+        self.certificate.as_deref()
     }
 
     /// The port it listens on.
@@ -159,7 +200,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn accept(listener: TcpListener, state: Arc<State>) {
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, state: Arc<State>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
         // Small answers must not wait for more.
@@ -167,13 +208,28 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
         let connection = state.connections.fetch_add(1, Ordering::SeqCst);
         let reset = Arc::new(AtomicBool::new(false));
         let socket = Socket { stream, reset: Arc::clone(&reset) };
-        let state = Arc::clone(&state);
+        let (tls, state) = (tls.clone(), Arc::clone(&state));
         tokio::spawn(async move {
-            let service = service_fn(|request| serve(request, connection, Arc::clone(&state), Arc::clone(&reset)));
-            // How a connection ends is the client's business.
-            let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(socket), service).await;
+            match tls {
+                None => talk(socket, connection, &state, &reset).await,
+                // A client that does not trust the certificate ends the handshake.
+                Some(tls) => {
+                    if let Ok(socket) = tls.accept(socket).await {
+                        talk(socket, connection, &state, &reset).await;
+                    }
+                }
+            }
         });
     }
+}
+
+async fn talk<S>(socket: S, connection: usize, state: &Arc<State>, reset: &Arc<AtomicBool>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(|request| serve(request, connection, Arc::clone(state), Arc::clone(reset)));
+    // How a connection ends is the client's business.
+    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(socket), service).await;
 }
 
 type Body = BoxBody<Bytes, io::Error>;
@@ -202,8 +258,15 @@ async fn serve(
     reset: Arc<AtomicBool>,
 ) -> Result<Response<Body>, io::Error> {
     let in_flight = InFlight::enter(&state);
-    let (parts, body) = request.into_parts();
-    let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+    let (parts, mut body) = request.into_parts();
+    let body = if state.record {
+        body.collect().await.map_err(io::Error::other)?.to_bytes()
+    } else {
+        while let Some(frame) = body.frame().await {
+            frame.map_err(io::Error::other)?;
+        }
+        Bytes::new()
+    };
     let received = Received {
         number: state.requests.fetch_add(1, Ordering::SeqCst),
         connection,

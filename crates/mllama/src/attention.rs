@@ -20,7 +20,8 @@ use crate::error::Result;
 pub(crate) enum Path {
     /// candle's operations.
     Portable,
-    /// The CPU kernels, with products inside attention of this precision.
+    /// The CPU kernels, with products inside the attention of images of this precision. Text keeps f32 inside: its
+    /// attention is cheap, and answers hang on it.
     Kernels { inside: Inside },
 }
 
@@ -73,11 +74,11 @@ impl Path {
 
     /// Causal attention of texts that lie one after the other in the queries.
     pub(crate) fn causal(self, q: &Tensor, texts: &[TextTokens]) -> Result<Tensor> {
-        if let (Path::Kernels { inside }, Some(first)) = (self, texts.first()) {
+        if let (Path::Kernels { .. }, Some(first)) = (self, texts.first()) {
             return match first.keys.dtype() {
-                DType::BF16 => causal_by_kernel::<half::bf16>(inside, q, texts),
-                DType::F16 => causal_by_kernel::<half::f16>(inside, q, texts),
-                _ => causal_by_kernel::<f32>(inside, q, texts),
+                DType::BF16 => causal_by_kernel::<half::bf16>(q, texts),
+                DType::F16 => causal_by_kernel::<half::f16>(q, texts),
+                _ => causal_by_kernel::<f32>(q, texts),
             };
         }
         let mut start = 0;
@@ -93,13 +94,13 @@ impl Path {
     /// Attention over images.
     pub(crate) fn cross(self, q: &Tensor, runs: &[SeenImages]) -> Result<Tensor> {
         let first = runs.iter().find_map(|run| run.images.first());
-        if let (Path::Kernels { inside }, Some((keys, _))) = (self, first)
+        if let (Path::Kernels { .. }, Some((keys, _))) = (self, first)
             && runs.iter().all(|run| run.key_bias.is_none())
         {
             return match keys.dtype() {
-                DType::BF16 => cross_by_kernel::<half::bf16>(inside, q, runs),
-                DType::F16 => cross_by_kernel::<half::f16>(inside, q, runs),
-                _ => cross_by_kernel::<f32>(inside, q, runs),
+                DType::BF16 => cross_by_kernel::<half::bf16>(q, runs),
+                DType::F16 => cross_by_kernel::<half::f16>(q, runs),
+                _ => cross_by_kernel::<f32>(q, runs),
             };
         }
         let mut start = 0;
@@ -205,9 +206,9 @@ fn vision_by_kernel(inside: Inside, q: &Tensor, k: &Tensor, v: &Tensor, images: 
     Ok(Tensor::from_vec(out, q.shape(), q.device())?)
 }
 
-fn causal_by_kernel<T: Element + WithDType>(inside: Inside, q: &Tensor, texts: &[TextTokens]) -> Result<Tensor> {
+fn causal_by_kernel<T: Element + WithDType>(q: &Tensor, texts: &[TextTokens]) -> Result<Tensor> {
     let Some(first) = texts.first() else { return Ok(q.clone()) };
-    let heads = heads(inside, q, first.keys.dim(1)?)?;
+    let heads = heads(Inside::F32, q, first.keys.dim(1)?)?;
     let held_q = hold(q);
     let held: Vec<_> = texts.iter().map(|text| (hold(&text.keys), hold(&text.values))).collect();
     let mut q_start = 0;
@@ -223,9 +224,9 @@ fn causal_by_kernel<T: Element + WithDType>(inside: Inside, q: &Tensor, texts: &
     Ok(Tensor::from_vec(out, q.shape(), q.device())?)
 }
 
-fn cross_by_kernel<T: Element + WithDType>(inside: Inside, q: &Tensor, runs: &[SeenImages]) -> Result<Tensor> {
+fn cross_by_kernel<T: Element + WithDType>(q: &Tensor, runs: &[SeenImages]) -> Result<Tensor> {
     let Some((keys, _)) = runs.iter().find_map(|run| run.images.first()) else { return Ok(q.zeros_like()?) };
-    let heads = heads(inside, q, keys.dim(1)?)?;
+    let heads = heads(Inside::F32, q, keys.dim(1)?)?;
     let held_q = hold(q);
     let held: Vec<Vec<_>> =
         runs.iter().map(|run| run.images.iter().map(|(k, v)| (hold(k), hold(v))).collect()).collect();

@@ -182,6 +182,8 @@ impl Pipeline {
         let first = self.ledger.as_ref().map_or(0, Ledger::first_sequence);
         let summary = self.ledger.as_ref().map_or_else(Summary::default, |ledger| Summary::of_earlier(ledger.counts()));
         let name = self.source.name().to_owned();
+        // The feeder ends with the last question; a backend that goes away then takes the last answers with it.
+        let _until_answered = Arc::clone(&self.backend);
         let feeder = Feeder {
             source: self.source,
             task: Arc::clone(&self.task),
@@ -355,11 +357,10 @@ impl Writer {
         if submitted && self.stopping && !is_whole(&result) {
             return;
         }
-        if let Err(fault) = &result
-            && fault.class == FaultClass::Stop
-        {
-            self.fail(fault.clone());
-            return;
+        match &result {
+            Err(fault) if fault.class == FaultClass::Stop => return self.fail(fault.clone()),
+            Err(fault) if fault.class == FaultClass::Drain => return self.drain(fault.clone()),
+            _ => {}
         }
         let rows = self.task.output_rows(&asked.row, asked.rendered.as_ref(), &result);
         let Asked { sequence, number, origin, share, digest, .. } = asked;
@@ -445,6 +446,13 @@ impl Writer {
     fn fail(&mut self, fault: Fault) {
         self.fault.get_or_insert(fault);
         self.stop();
+    }
+
+    /// Ends the run without giving up what is in flight: it is paid for.
+    fn drain(&mut self, fault: Fault) {
+        self.fault.get_or_insert(fault);
+        self.stopping = true;
+        self.gate.close();
     }
 
     fn stop(&mut self) {

@@ -51,6 +51,12 @@ impl From<&Result<Generation, Fault>> for Answer {
                         answer.extras.insert("logprobs".to_owned(), value);
                     }
                 }
+                if let Some(calls) = &generation.tool_calls {
+                    answer.extras.insert("tool_calls".to_owned(), calls.clone());
+                }
+                if let Some(reasoning) = &generation.reasoning {
+                    answer.extras.insert("reasoning".to_owned(), reasoning.as_str().into());
+                }
                 answer
             }
         }

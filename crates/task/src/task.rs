@@ -102,13 +102,13 @@ impl TextGenerationWithImage {
         ["generation", "model_name"].map(|name| self.output_name(name).to_owned()).to_vec()
     }
 
-    /// Every column that an output row has besides the input row's, in order; log-probabilities, if asked for, come
-    /// in [`TextGenerationWithImage::extra_column`] besides.
+    /// Every column that an output row has besides the input row's, in order; log-probabilities, tool calls and
+    /// reasoning, if asked for, come in [`TextGenerationWithImage::extra_column`] besides.
     pub fn written_columns(&self) -> Vec<String> {
         OUTPUTS.map(|name| self.output_name(name).to_owned()).to_vec()
     }
 
-    /// The column of something that the backend gives besides text, e.g. `logprobs`.
+    /// The column of something that the backend gives besides text: `logprobs`, `tool_calls`, `reasoning`.
     pub fn extra_column(&self, what: &str) -> String {
         format!("llm_{}_{what}", self.name)
     }

@@ -118,16 +118,7 @@ impl LocalBackend {
         // The pipeline's window bounds requests; this bounds decoded images.
         let (jobs, ready) = bounded::<Job>(options.batch_size.max(2));
         let vocabulary = Arc::clone(&shared.vocabulary);
-        let engine = Engine::new(
-            model,
-            model_name.clone(),
-            vocabulary,
-            ready,
-            &options,
-            device.is_cpu(),
-            plan,
-            Arc::clone(&stats),
-        );
+        let engine = Engine::new(model, vocabulary, ready, &options, device.is_cpu(), plan, Arc::clone(&stats));
         let mut threads = Vec::with_capacity(options.prepare_threads + 1);
         threads.push(spawn("vgen-engine", move || engine.run())?);
         for _ in 0..options.prepare_threads.max(1) {

@@ -92,7 +92,9 @@ struct Compiled {
 /// The few tokens that are allowed after a beginning of an answer. Rows with the same constraint begin alike: with the
 /// choices, or with the names of a schema.
 #[derive(Default)]
-struct KnownMasks(Mutex<HashMap<Box<[u32]>, Arc<[u32]>>>);
+struct KnownMasks(Mutex<MasksByTokens>);
+
+type MasksByTokens = HashMap<Box<[u32]>, Arc<[u32]>>;
 
 /// Longest beginning whose mask is kept, in tokens.
 const KEPT_TOKENS: usize = 64;

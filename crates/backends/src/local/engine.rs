@@ -53,7 +53,6 @@ const FIRST_ROOM: usize = 128;
 impl Engine {
     pub(crate) fn new(
         model: Model,
-        model_name: String,
         vocabulary: Arc<Vocabulary>,
         jobs: Receiver<Job>,
         options: &LocalOptions,
@@ -64,7 +63,7 @@ impl Engine {
         let one_by_one = options.portable && on_cpu;
         Self {
             model,
-            model_name,
+            model_name: options.model.name().to_owned(),
             jobs,
             batch_size: options.batch_size.max(1),
             step_tokens: options.step_tokens.max(1),

@@ -144,9 +144,10 @@ impl Sampler {
         let own = params.logprobs.then(|| Own::new(logits, params.top_logprobs));
         self.process(logits, step)?;
         let mut few = std::mem::take(scratch.few());
+        few.clear();
         let allowed = match &mut self.constraint {
             Some(constraint) => constraint.allow(logits, &mut few),
-            None => Ok(few.clear()),
+            None => Ok(()),
         };
         let token = allowed.map(|()| match few.as_slice() {
             [] => self.choose(logits, scratch, step),

@@ -153,21 +153,23 @@ pub(super) fn text(body: &[u8], stop: &[String]) -> Result<Answer, RemoteError> 
         return Err(error);
     }
     let text = value.get("generated_text").and_then(Value::as_str);
-    let mut text = text.ok_or(RemoteError::NoChoices)?.to_owned();
+    let text = text.ok_or(RemoteError::NoChoices)?;
     let details = &value["details"];
     let reason = details.get("finish_reason").and_then(Value::as_str);
-    if reason == Some("stop_sequence")
-        && let Some(end) = stop.iter().filter(|stop| text.ends_with(stop.as_str())).map(String::len).max()
-    {
-        text.truncate(text.len() - end);
-    }
+    let text = without_stop(text, reason.unwrap_or_default(), stop);
     let choice = Choice {
-        text: Some(text),
+        text: Some(text.to_owned()),
         finish: reason.and_then(finish_reason),
         logprobs: text_logprobs(details),
         ..Choice::default()
     };
     Ok(Answer { choices: vec![choice], usage: text_usage(details), first_token: None })
+}
+
+/// A text without the stop text that ended it.
+pub(super) fn without_stop<'a>(text: &'a str, reason: &str, stop: &[String]) -> &'a str {
+    let ends = stop.iter().filter(|stop| reason == "stop_sequence" && text.ends_with(stop.as_str()));
+    &text[..text.len() - ends.map(String::len).max().unwrap_or_default()]
 }
 
 /// TGI counts the prompt's tokens only where it lists them.
@@ -179,17 +181,20 @@ fn text_usage(details: &Value) -> Option<Usage> {
 fn text_logprobs(details: &Value) -> Option<Vec<TokenLogprob>> {
     let tokens = details.get("tokens")?.as_array().filter(|tokens| !tokens.is_empty())?;
     let tops = details.get("top_tokens").and_then(Value::as_array);
-    let token = |(place, value): (usize, &Value)| {
-        let (token, logprob) = token_and_logprob(value, "text")?;
-        let top = tops.and_then(|tops| tops.get(place)?.as_array()).map(Vec::as_slice).unwrap_or_default();
-        let top_logprobs = top
-            .iter()
-            .filter_map(|value| token_and_logprob(value, "text"))
-            .map(|(token, logprob)| TopLogprob { token, logprob })
-            .collect();
-        Some(TokenLogprob { token, logprob, top_logprobs })
-    };
+    let token = |(place, value): (usize, &Value)| text_token(value, tops.and_then(|tops| tops.get(place)));
     tokens.iter().enumerate().map(token).collect()
+}
+
+/// A token of the text-generation protocol with its alternatives.
+pub(super) fn text_token(value: &Value, top: Option<&Value>) -> Option<TokenLogprob> {
+    let (token, logprob) = token_and_logprob(value, "text")?;
+    let top = top.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let top_logprobs = top
+        .iter()
+        .filter_map(|value| token_and_logprob(value, "text"))
+        .map(|(token, logprob)| TopLogprob { token, logprob })
+        .collect();
+    Some(TokenLogprob { token, logprob, top_logprobs })
 }
 
 /// The error inside a success, if there is one.

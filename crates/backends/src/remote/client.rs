@@ -12,11 +12,12 @@ use vgen_core::{Backend, Fault, ImageRef, Message, Reply, Request, Response, Sam
 use super::RemoteError;
 use super::config::{self, Dialect, Protocol, RemoteConfig, Target};
 use super::endpoint;
+use super::form::Forms;
 use super::http::Http;
 use super::images::Images;
 use super::limit::Limiter;
 use super::retry::Backoff;
-use super::sample::{Outcome, answer};
+use super::sample::{Outcome, answer, requests};
 use super::wire::Wire;
 
 /// The model's name where none is known: what TGI calls the one that it serves.
@@ -126,6 +127,7 @@ pub(super) struct Shared {
     pub(super) http: Http,
     pub(super) url: Url,
     pub(super) wire: Wire,
+    pub(super) forms: Forms,
     pub(super) images: Images,
     pub(super) limiter: Arc<Limiter>,
     pub(super) backoff: Backoff,
@@ -221,6 +223,10 @@ impl Backend for RemoteBackend {
             return Err(RemoteError::Unsupported { parameters, protocol: wire.name() }.into());
         }
         let config = |field: String, reason: &str| RemoteError::Config { field, reason: reason.to_owned() };
+        if sampling.constraint.is_some() && self.shared.config.response_format.is_some() {
+            return Err(config("response_format".to_owned(), "and a constraint exclude each other").into());
+        }
+        self.shared.forms.of(sampling)?;
         if let Some(key) = wire.conflict(sampling) {
             return Err(config(format!("extra_body.{key}"), "is also set by a parameter").into());
         }
@@ -246,7 +252,9 @@ impl Backend for RemoteBackend {
     fn submit(&self, request: Request, reply: Box<dyn Reply>) {
         // Even a task that never runs answers: its outcome does so when dropped.
         let outcome = Outcome::new(reply);
-        self.handle.spawn(answer(Arc::clone(&self.shared), request, outcome));
+        // Here and not in the task: which rows the cap still allows is decided in their order.
+        let paid = self.shared.limiter.spend.take(requests(&self.shared.config, &request).into());
+        self.handle.spawn(answer(Arc::clone(&self.shared), request, paid, outcome));
     }
 }
 
@@ -284,10 +292,11 @@ async fn prepare(config: RemoteConfig, secrets: RemoteSecrets, hooks: RemoteHook
             Protocol::TextGeneration => base,
         },
         wire: Wire::new(&config, asked_for, dialect),
+        forms: Forms::new(config.response_format.as_ref())?,
         images: Images {
             fetch: hooks.fetch.clone(),
             inline: config.inline_images,
-            max_pixels: config.max_image_pixels,
+            max_pixels: config.shrink_to_pixels,
         },
         limiter: Arc::new(Limiter::new(&config)),
         backoff: Backoff { base: config::seconds(config.backoff_base), max: config::seconds(config.backoff_max) },

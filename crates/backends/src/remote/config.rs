@@ -53,6 +53,23 @@ pub enum Dialect {
     Tgi,
     /// vLLM: `top_k`, `min_p`, `repetition_penalty`, `structured_outputs` and more.
     Vllm,
+    /// transformers serve: refuses what it does not do, log-probabilities and `stream_options` among it.
+    Transformers,
+}
+
+/// Which version of HTTP is spoken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HttpVersion {
+    /// HTTP/2 where the server offers it over TLS, else HTTP/1.1.
+    #[default]
+    #[serde(rename = "auto")]
+    Auto,
+    /// HTTP/1.1: one request at a time on each connection.
+    #[serde(rename = "1.1")]
+    Http1,
+    /// HTTP/2 without asking: all requests on one connection, also without TLS.
+    #[serde(rename = "2")]
+    Http2,
 }
 
 /// What can be set about a remote backend: the `[backend]` table with `kind = "inference-endpoints"`. Times are in
@@ -93,7 +110,7 @@ pub struct RemoteConfig {
     /// Fetch images that are given by URL and send their bytes, instead of passing the URL on.
     pub inline_images: bool,
     /// Shrink images that are sent as bytes to at most so many pixels.
-    pub max_image_pixels: Option<u64>,
+    pub shrink_to_pixels: Option<u64>,
     /// Tools that the model may call, as in OpenAI's protocol. Calls are kept.
     pub tools: Vec<Value>,
     /// Which tool the model must call, as in OpenAI's protocol.
@@ -102,10 +119,14 @@ pub struct RemoteConfig {
     pub tool_prompt: Option<String>,
     /// Keep the model's reasoning if the server sends it apart from the answer.
     pub keep_reasoning: bool,
+    /// The form of answers in the server's own words, instead of a constraint: `{ type = "json_object" }`, say.
+    pub response_format: Option<Value>,
     /// Further fields of the request's body, for what only this server knows.
     pub extra_body: Map<String, Value>,
     /// Further headers. They become part of the run record: no secrets here.
     pub headers: BTreeMap<String, String>,
+    /// Which version of HTTP is spoken.
+    pub http_version: HttpVersion,
     /// How many HTTP requests may be in flight.
     pub max_in_flight: usize,
     /// Fewer of them while the server is overloaded.
@@ -158,13 +179,15 @@ impl Default for RemoteConfig {
             native_n: false,
             stream: false,
             inline_images: false,
-            max_image_pixels: None,
+            shrink_to_pixels: None,
             tools: Vec::new(),
             tool_choice: None,
             tool_prompt: None,
             keep_reasoning: false,
+            response_format: None,
             extra_body: Map::new(),
             headers: BTreeMap::new(),
+            http_version: HttpVersion::Auto,
             max_in_flight: 32,
             adaptive: true,
             requests_per_minute: None,
@@ -248,7 +271,7 @@ impl RemoteConfig {
             ("max_in_flight", self.max_in_flight as u64),
             ("max_attempts", self.max_attempts.into()),
             ("max_response_bytes", self.max_response_bytes as u64),
-            ("max_image_pixels", self.max_image_pixels.unwrap_or(1)),
+            ("shrink_to_pixels", self.shrink_to_pixels.unwrap_or(1)),
         ];
         match counts.into_iter().find(|(_, value)| *value == 0) {
             Some((field, _)) => Err(bad(field, "is 0".to_owned())),
@@ -258,6 +281,16 @@ impl RemoteConfig {
     }
 
     fn check_protocol(&self) -> Result<(), RemoteError> {
+        if self.dialect == Some(Dialect::Transformers) {
+            let refused = [
+                ("native_n", self.native_n),
+                ("tool_choice", self.tool_choice.is_some()),
+                ("response_format", self.response_format.is_some()),
+            ];
+            if let Some((field, _)) = refused.into_iter().find(|(_, set)| *set) {
+                return Err(bad(field, "is not known to dialect = \"transformers\"".to_owned()));
+            }
+        }
         if self.protocol == Protocol::Chat {
             if self.tool_prompt.is_some() && self.dialect != Some(Dialect::Tgi) {
                 return Err(bad("tool_prompt", "is only known to dialect = \"tgi\"".to_owned()));
@@ -265,7 +298,6 @@ impl RemoteConfig {
             return Ok(());
         }
         let chat_only = [
-            ("stream", self.stream),
             ("native_n", self.native_n),
             ("dialect", self.dialect.is_some()),
             ("inline_images", self.inline_images),
@@ -273,6 +305,7 @@ impl RemoteConfig {
             ("tool_choice", self.tool_choice.is_some()),
             ("tool_prompt", self.tool_prompt.is_some()),
             ("keep_reasoning", self.keep_reasoning),
+            ("response_format", self.response_format.is_some()),
         ];
         match chat_only.into_iter().find(|(_, set)| *set) {
             Some((field, _)) => Err(bad(field, "needs protocol = \"chat\"".to_owned())),
@@ -405,8 +438,9 @@ mod tests {
             (serde_json::json!({"base_url": url, "requests_per_minute": -1}), "requests_per_minute"),
             (serde_json::json!({"base_url": url, "headers": {"Authorization": "x"}}), "headers.Authorization"),
             (serde_json::json!({"base_url": url, "extra_body": {"messages": []}}), "extra_body"),
-            (serde_json::json!({"base_url": url, "protocol": "text-generation", "stream": true}), "stream"),
+            (serde_json::json!({"base_url": url, "protocol": "text-generation", "native_n": true}), "native_n"),
             (serde_json::json!({"base_url": url, "tool_prompt": "x"}), "tool_prompt"),
+            (serde_json::json!({"base_url": url, "dialect": "transformers", "native_n": true}), "native_n"),
         ];
         for (json, field) in cases {
             assert_eq!(refused(json.clone()), field, "{json}");

@@ -25,6 +25,20 @@ pub enum RemoteError {
         /// Which protocol it is.
         protocol: &'static str,
     },
+    /// The form that answers should have can't be meant.
+    #[error("the constraint can't be used: {reason}")]
+    BadForm {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An answer that does not have the form that was asked for.
+    #[error("the answer does not have the form that was asked for: {reason}")]
+    Form {
+        /// What is wrong with it.
+        reason: String,
+        /// Whether it was cut before its end.
+        cut: bool,
+    },
     /// The request can't be made from this row.
     #[error("{reason}")]
     Row {
@@ -148,6 +162,10 @@ impl RemoteError {
         let code = match self {
             Self::Config { .. } => "remote.config",
             Self::Unsupported { .. } => "remote.unsupported_parameter",
+            // As the local engine's.
+            Self::BadForm { .. } => "constraint.invalid",
+            Self::Form { cut: true, .. } => "constraint.incomplete",
+            Self::Form { .. } => "constraint.violated",
             Self::Image(fault) => return fault.code.clone(),
             Self::Row { code, .. } | Self::Endpoint { code, .. } => return format!("remote.{code}").into(),
             Self::Status { status, .. } => match status {
@@ -217,10 +235,11 @@ impl RemoteError {
         match self {
             Self::Config { .. }
             | Self::Unsupported { .. }
+            | Self::BadForm { .. }
             | Self::Endpoint { .. }
             | Self::Setup { .. }
-            | Self::SpendCap { .. }
             | Self::Status { status: 401 | 402, .. } => FaultClass::Stop,
+            Self::SpendCap { .. } => FaultClass::Drain,
             // Later, the same may be about one row: a filter, say.
             Self::Status { status: 403 | 404 | 405 | 410, .. } | Self::Tls { .. } | Self::Redirect { .. }
                 if !had_success =>
@@ -237,6 +256,9 @@ impl RemoteError {
             Self::Unsupported { .. } => {
                 "leave the parameter out, set dialect to the server's, or pass the server's own name for it in extra_body"
             }
+            Self::BadForm { .. } => "correct the constraint, nothing was sent with it",
+            Self::Form { cut: true, .. } => "raise max_new_tokens, or bound strings and arrays in the schema",
+            Self::Form { .. } => "the server may ignore this form: set dialect to the server's",
             Self::Endpoint { code: "endpoint_paused", .. } => "set resume_endpoint, or start the endpoint by hand",
             Self::Endpoint { code: "endpoint_timeout", .. } => "raise endpoint_timeout, or look at the endpoint's logs",
             Self::Endpoint { code: "endpoint_failed", .. } => "look at the endpoint's logs",
@@ -245,7 +267,7 @@ impl RemoteError {
             Self::Status { status: 402, .. } => "the account has no credit left",
             Self::Status { status: 403, .. } => "the API key may not use this model",
             Self::Status { status: 404 | 405 | 410, .. } => "check model_id and base_url",
-            Self::Status { status: 413, .. } => "set max_image_pixels to send smaller images",
+            Self::Status { status: 413, .. } => "set shrink_to_pixels to send smaller images",
             Self::Status { status: 429, .. } => "lower max_in_flight or set requests_per_minute",
             Self::Redirect { .. } => "set base_url to where the server really is",
             Self::Tls { .. } => "check that base_url's scheme, name and certificate belong together",

@@ -12,7 +12,8 @@ use vgen_core::Secret;
 
 use super::RemoteError;
 use super::answer::{self, Answer};
-use super::config::{self, RemoteConfig};
+use super::body::Pieces;
+use super::config::{self, HttpVersion, RemoteConfig};
 use super::retry;
 use super::stream::{Assembly, Events};
 
@@ -39,8 +40,8 @@ pub(super) enum Read<'a> {
     Chat,
     /// Stop texts to cut off.
     Text(&'a [String]),
-    /// Takes the texts so far.
-    Stream(&'a mut (dyn FnMut(&Assembly) + Send)),
+    /// Takes the pieces, and hears of the texts so far.
+    Stream(Assembly, &'a mut (dyn FnMut(&Assembly) + Send)),
 }
 
 impl Http {
@@ -51,7 +52,12 @@ impl Http {
             .default_headers(config.header_map()?)
             .connect_timeout(connect)
             .pool_max_idle_per_host(config.max_in_flight)
-            .redirect(redirects());
+            .redirect(redirect::Policy::none());
+        builder = match config.http_version {
+            HttpVersion::Auto => builder,
+            HttpVersion::Http1 => builder.http1_only(),
+            HttpVersion::Http2 => builder.http2_prior_knowledge(),
+        };
         if local {
             // A proxy can't reach this machine's own loopback.
             builder = builder.no_proxy();
@@ -69,21 +75,21 @@ impl Http {
     }
 
     /// Asks for a generation.
-    pub(super) async fn generate(&self, url: &Url, body: Vec<u8>, read: Read<'_>) -> Result<Answer, RemoteError> {
+    pub(super) async fn generate(&self, url: &Url, body: &Pieces, read: Read<'_>) -> Result<Answer, RemoteError> {
         self.within_total(async {
             let started = Instant::now();
             let mut headers = HeaderMap::new();
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            if matches!(read, Read::Stream(_)) {
+            if matches!(read, Read::Stream(..)) {
                 headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
             }
-            let response = self.send(Method::POST, url, headers, Some(body.into())).await?;
+            let response = self.send(Method::POST, url, &headers, Some(body)).await?;
             match read {
                 Read::Chat => answer::chat(&self.collect(response).await?),
                 Read::Text(stop) => answer::text(&self.collect(response).await?, stop),
                 // A server that does not know streaming sends one whole answer.
-                Read::Stream(_) if !is_stream(&response) => answer::chat(&self.collect(response).await?),
-                Read::Stream(watch) => self.stream(response, started, watch).await,
+                Read::Stream(assembly, _) if !is_stream(&response) => assembly.whole(&self.collect(response).await?),
+                Read::Stream(assembly, watch) => self.stream(response, started, assembly, watch).await,
             }
         })
         .await
@@ -92,7 +98,7 @@ impl Http {
     /// A small JSON exchange with a service: the status may be anything but a failure.
     pub(super) async fn json(&self, method: Method, url: &Url) -> Result<serde_json::Value, RemoteError> {
         self.within_total(async {
-            let response = self.send(method, url, HeaderMap::new(), None).await?;
+            let response = self.send(method, url, &HeaderMap::new(), None).await?;
             let body = self.collect(response).await?;
             serde_json::from_slice(&body).map_err(|error| RemoteError::BadAnswer { reason: error.to_string() })
         })
@@ -123,32 +129,57 @@ impl Http {
         &self,
         method: Method,
         url: &Url,
-        headers: HeaderMap,
-        body: Option<Bytes>,
+        headers: &HeaderMap,
+        body: Option<&Pieces>,
     ) -> Result<Response, RemoteError> {
-        let mut request = self.client.request(method, url.clone()).headers(headers);
-        if let Some(key) = &self.key {
-            request = request.bearer_auth(key.expose());
-        }
-        if let Some(body) = body {
-            request = request.body(body);
-        }
-        let sent = tokio::time::timeout(self.first_byte, request.send()).await;
         let timeout = |_| RemoteError::Timeout { phase: "the first byte of the answer", limit: self.first_byte };
-        let response = sent.map_err(timeout)?.map_err(|error| self.explain(&error))?;
+        let sent = tokio::time::timeout(self.first_byte, self.follow(method, url, headers, body)).await;
+        let response = sent.map_err(timeout)??;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
         }
         if status.is_redirection() {
-            let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
-            let location = location.unwrap_or("nowhere").split('?').next().unwrap_or_default();
+            let location = location(&response).unwrap_or("nowhere").split('?').next().unwrap_or_default();
             return Err(RemoteError::Redirect { location: super::error::short(location) });
         }
         let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
         let retry_after = retry_after.and_then(|value| retry::retry_after(value, SystemTime::now()));
-        let message = answer::refusal(&self.start_of(response).await);
-        Err(RemoteError::Status { status: status.as_u16(), message, retry_after })
+        let mut body = self.start_of(response).await;
+        if let Some(key) = &self.key {
+            // Before anything is cut off: half a key is too much, too.
+            body = key.redact(&String::from_utf8_lossy(&body)).into_bytes();
+        }
+        Err(RemoteError::Status { status: status.as_u16(), message: answer::refusal(&body), retry_after })
+    }
+
+    /// Sends a request wherever the same host redirects it to. Follows only what keeps a POST a POST: the key and the
+    /// data go nowhere else.
+    async fn follow(
+        &self,
+        method: Method,
+        url: &Url,
+        headers: &HeaderMap,
+        body: Option<&Pieces>,
+    ) -> Result<Response, RemoteError> {
+        let mut at = url.clone();
+        let mut redirects = 0;
+        loop {
+            let mut request = self.client.request(method.clone(), at.clone()).headers(headers.clone());
+            if let Some(key) = &self.key {
+                request = request.bearer_auth(key.expose());
+            }
+            if let Some(body) = body {
+                request = request.body(body.to_body());
+            }
+            let response = request.send().await.map_err(|error| self.explain(&error))?;
+            let next = location(&response).and_then(|location| at.join(location).ok());
+            match next.filter(|next| next.origin() == url.origin()) {
+                Some(next) if matches!(response.status().as_u16(), 307 | 308) && redirects < REDIRECTS => at = next,
+                _ => return Ok(response),
+            }
+            redirects += 1;
+        }
     }
 
     /// The start of a refusal's body, whatever happens to the rest.
@@ -186,9 +217,10 @@ impl Http {
         &self,
         mut response: Response,
         started: Instant,
+        mut assembly: Assembly,
         watch: &mut (dyn FnMut(&Assembly) + Send),
     ) -> Result<Answer, RemoteError> {
-        let (mut events, mut assembly) = (Events::default(), Assembly::default());
+        let mut events = Events::default();
         let (mut received, mut first_token) = (0, None);
         while let Some(chunk) = self.chunk(&mut response).await? {
             received += chunk.len();
@@ -232,21 +264,8 @@ fn is_stream(response: &Response) -> bool {
     kind.is_some_and(|kind| kind.trim_start().starts_with("text/event-stream"))
 }
 
-/// Follows only what keeps a POST a POST and stays on the same host: the key and the data go nowhere else.
-fn redirects() -> redirect::Policy {
-    redirect::Policy::custom(|attempt| {
-        let same_host = attempt.previous().first().is_some_and(|first| {
-            first.host_str() == attempt.url().host_str()
-                && first.port_or_known_default() == attempt.url().port_or_known_default()
-                && first.scheme() == attempt.url().scheme()
-        });
-        let keeps_method = matches!(attempt.status().as_u16(), 307 | 308);
-        if same_host && keeps_method && attempt.previous().len() <= REDIRECTS {
-            attempt.follow()
-        } else {
-            attempt.stop()
-        }
-    })
+fn location(response: &Response) -> Option<&str> {
+    response.headers().get(LOCATION)?.to_str().ok()
 }
 
 /// What an error comes from. The source of an I/O error that wraps another one skips the wrapped one.

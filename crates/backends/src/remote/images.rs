@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 use vgen_core::{Content, ImageRef, Message, Part};
 use vgen_task::image_mime;
 
 use super::RemoteError;
+use super::body::Pieces;
 use super::client::FetchImage;
 
 /// Quality of a shrunk image that came as JPEG: past the point where vision towers notice.
@@ -28,20 +30,21 @@ pub(super) struct Images {
     pub(super) max_pixels: Option<u64>,
 }
 
-/// The messages as JSON, each image encoded once. Blocks: reads files, fetches, shrinks.
-pub(super) fn messages_json(messages: &[Message], images: &Images) -> Result<String, RemoteError> {
-    let mut json = String::from("[");
-    for message in messages {
-        separate(&mut json);
+/// The messages as JSON. Blocks: reads files, fetches, shrinks.
+pub(super) fn messages_json(messages: &[Message], images: &Images) -> Result<Pieces, RemoteError> {
+    let mut json = Pieces::default();
+    json.push_str("[");
+    for (place, message) in messages.iter().enumerate() {
+        separate(&mut json, place);
         json.push_str("{\"role\":");
         push_json(&mut json, &message.role)?;
         json.push_str(",\"content\":");
         match &message.content {
             Content::Text(text) => push_json(&mut json, text)?,
             Content::Parts(parts) => {
-                json.push('[');
-                for part in parts {
-                    separate(&mut json);
+                json.push_str("[");
+                for (place, part) in parts.iter().enumerate() {
+                    separate(&mut json, place);
                     match part {
                         Part::Text(text) => {
                             json.push_str("{\"type\":\"text\",\"text\":");
@@ -50,38 +53,38 @@ pub(super) fn messages_json(messages: &[Message], images: &Images) -> Result<Str
                         Part::Image(image) => {
                             json.push_str("{\"type\":\"image_url\",\"image_url\":{\"url\":");
                             push_url(&mut json, image, images)?;
-                            json.push('}');
+                            json.push_str("}");
                         }
                     }
-                    json.push('}');
+                    json.push_str("}");
                 }
-                json.push(']');
+                json.push_str("]");
             }
         }
-        json.push('}');
+        json.push_str("}");
     }
-    json.push(']');
+    json.push_str("]");
     Ok(json)
 }
 
-fn separate(json: &mut String) {
-    if !json.ends_with('[') {
-        json.push(',');
+fn separate(json: &mut Pieces, place: usize) {
+    if place > 0 {
+        json.push_str(",");
     }
 }
 
-fn push_json<T: serde::Serialize + ?Sized>(json: &mut String, value: &T) -> Result<(), RemoteError> {
+fn push_json<T: serde::Serialize + ?Sized>(json: &mut Pieces, value: &T) -> Result<(), RemoteError> {
     let text = serde_json::to_string(value)
         .map_err(|error| RemoteError::Row { code: "message", reason: error.to_string() })?;
     json.push_str(&text);
     Ok(())
 }
 
-fn push_url(json: &mut String, image: &ImageRef, images: &Images) -> Result<(), RemoteError> {
+fn push_url(json: &mut Pieces, image: &ImageRef, images: &Images) -> Result<(), RemoteError> {
     match image {
         ImageRef::Url(url) => match (data_url(url)?, images.fetch.as_ref().filter(|_| images.inline)) {
             (Some(data), _) => push_data_url(json, url, &data, images),
-            (None, Some(fetch)) => push_bytes(json, &fetch(image).map_err(RemoteError::Image)?, url, images),
+            (None, Some(fetch)) => push_bytes(json, fetch(image).map_err(RemoteError::Image)?, url, images),
             (None, None) => push_json(json, url.as_ref()),
         },
         ImageRef::Path(path) => {
@@ -93,31 +96,31 @@ fn push_url(json: &mut String, image: &ImageRef, images: &Images) -> Result<(), 
                     reason: format!("image {name}: {error}"),
                 })?,
             };
-            push_bytes(json, &bytes, &name, images)
+            push_bytes(json, bytes, &name, images)
         }
-        ImageRef::Bytes { bytes, name } => push_bytes(json, bytes, name.as_deref().unwrap_or("in memory"), images),
+        ImageRef::Bytes { bytes, name } => {
+            push_bytes(json, Arc::clone(bytes), name.as_deref().unwrap_or("in memory"), images)
+        }
         _ => Err(RemoteError::Row { code: "image_kind", reason: "this kind of image can't be sent".to_owned() }),
     }
 }
 
 /// Bytes as a data URL of their true type.
-fn push_bytes(json: &mut String, bytes: &[u8], name: &str, images: &Images) -> Result<(), RemoteError> {
-    let mime = image_mime(bytes).ok_or_else(|| RemoteError::Row {
+fn push_bytes(json: &mut Pieces, bytes: Arc<[u8]>, name: &str, images: &Images) -> Result<(), RemoteError> {
+    let mime = image_mime(&bytes).ok_or_else(|| RemoteError::Row {
         code: "image_type",
         reason: format!("image {} is in no known format", shown(name)),
     })?;
-    let shrunk = images.max_pixels.map(|max| shrink(bytes, max, name)).transpose()?.flatten();
-    let (bytes, mime) = match &shrunk {
-        Some((bytes, mime)) => (bytes.as_slice(), *mime),
+    let shrunk = images.max_pixels.map(|max| shrink(&bytes, max, name)).transpose()?.flatten();
+    let (bytes, mime) = match shrunk {
+        Some((bytes, mime)) => (bytes.into(), mime),
         None => (bytes, mime),
     };
-    json.reserve(bytes.len().div_ceil(3) * 4 + mime.len() + 16);
     json.push_str("\"data:");
     json.push_str(mime);
     json.push_str(";base64,");
-    // Base64 has no character that JSON escapes.
-    STANDARD.encode_string(bytes, json);
-    json.push('"');
+    json.push_base64(bytes);
+    json.push_str("\"");
     Ok(())
 }
 
@@ -143,21 +146,46 @@ fn data_url(url: &str) -> Result<Option<DataUrl<'_>>, RemoteError> {
 }
 
 /// A data URL as given, but for a type that its bytes contradict.
-fn push_data_url(json: &mut String, url: &str, data: &DataUrl<'_>, images: &Images) -> Result<(), RemoteError> {
+fn push_data_url(json: &mut Pieces, url: &Arc<str>, data: &DataUrl<'_>, images: &Images) -> Result<(), RemoteError> {
     let payload = data.payload.trim();
     if images.max_pixels.is_some() {
         let bytes = STANDARD
             .decode(payload)
             .map_err(|error| RemoteError::Row { code: "image_data_url", reason: format!("image data URL: {error}") })?;
-        return push_bytes(json, &bytes, "in a data URL", images);
+        return push_bytes(json, bytes.into(), "in a data URL", images);
     }
     // Enough for every signature.
     let start = payload.get(..64).unwrap_or(payload);
     let start = start.get(..start.len() / 4 * 4).unwrap_or_default();
     let mime = STANDARD.decode(start).ok().and_then(|start| image_mime(&start));
-    match mime.filter(|mime| !data.mime.eq_ignore_ascii_case(mime)) {
-        Some(mime) => push_json(json, &format!("data:{mime};base64,{payload}")),
-        None => push_json(json, url),
+    let mime = mime.filter(|mime| !data.mime.eq_ignore_ascii_case(mime));
+    if !payload.bytes().all(is_base64) {
+        // What that means is the server's business; here it only must not break the JSON.
+        return match mime {
+            Some(mime) => push_json(json, &format!("data:{mime};base64,{payload}")),
+            None => push_json(json, url.as_ref()),
+        };
+    }
+    let place = payload.as_ptr() as usize - url.as_ptr() as usize;
+    // The text is the row's own: it is neither copied nor searched for what JSON escapes.
+    let payload = Bytes::from_owner(Shared(Arc::clone(url))).slice(place..place + payload.len());
+    let start = serde_json::Value::from(format!("data:{};base64,", mime.unwrap_or(data.mime))).to_string();
+    json.push_str(start.strip_suffix('"').unwrap_or(&start));
+    json.push_shared(payload);
+    json.push_str("\"");
+    Ok(())
+}
+
+fn is_base64(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=')
+}
+
+/// A text as the owner of bytes.
+struct Shared(Arc<str>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
     }
 }
 
@@ -243,7 +271,7 @@ mod tests {
             Message { role: Role::User, content: Content::Parts(parts) },
             Message { role: Role::User, content: Content::Parts(Vec::new()) },
         ];
-        let value: Value = serde_json::from_str(&messages_json(&messages, images)?).unwrap();
+        let value: Value = serde_json::from_str(&messages_json(&messages, images)?.to_text()).unwrap();
         assert_eq!(value[0], json!({"role": "system", "content": "be\nbrief"}));
         assert_eq!(value[1]["content"][0], json!({"type": "text", "text": "a \"b\""}));
         assert_eq!(value[2], json!({"role": "user", "content": []}));
@@ -298,6 +326,8 @@ mod tests {
         let right = format!("data:image/png;base64,{payload}");
         assert_eq!(send(right.clone()).unwrap(), right);
         assert_eq!(send(format!("data:image/jpeg;base64,{payload}")).unwrap(), right);
+        // What is no base64 must not break the JSON around it.
+        assert_eq!(send("data:image/png;base64,AA\"\\\nA".to_owned()).unwrap(), "data:image/png;base64,AA\"\\\nA");
         // What nobody knows is the server's business.
         assert_eq!(send("data:image/x;base64,AAAA".to_owned()).unwrap(), "data:image/x;base64,AAAA");
         for bad in ["data:image/png;base64", "data:image/png,AAAA"] {

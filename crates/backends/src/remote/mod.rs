@@ -10,8 +10,10 @@
 //! | `client` | the [`vgen_core::Backend`]: setting up, names, threads |
 //! | `sample` | one row: its generations, their attempts, deadlines |
 //! | `wire` | request bodies, and which parameter each protocol can carry |
+//! | `body` | a body in pieces, its images encoded while they are sent |
 //! | `answer` | what servers send back, read leniently |
 //! | `stream` | server-sent events and their chunks |
+//! | `form` | whether a structured answer has the form that was asked for |
 //! | `http` | one attempt: send, time limits, size limit |
 //! | `retry` | how long to wait before the next attempt |
 //! | `limit` | requests in flight, rates, spend |
@@ -19,10 +21,12 @@
 //! | `endpoint` | finding and waking an inference endpoint |
 
 mod answer;
+mod body;
 mod client;
 mod config;
 mod endpoint;
 mod error;
+mod form;
 mod http;
 mod images;
 mod limit;
@@ -32,5 +36,5 @@ mod stream;
 mod wire;
 
 pub use client::{FetchImage, RemoteBackend, RemoteEvent, RemoteHooks, RemoteSecrets, RemoteStats, RenderPrompt};
-pub use config::{ApiKeySource, Dialect, Protocol, ROUTER, RemoteConfig};
+pub use config::{ApiKeySource, Dialect, HttpVersion, Protocol, ROUTER, RemoteConfig};
 pub use error::RemoteError;

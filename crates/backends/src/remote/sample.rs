@@ -10,13 +10,16 @@ use futures_util::future::join_all;
 use tokio::sync::OnceCell;
 use tokio::time::sleep;
 use vgen_core::{
-    Content, Fault, FaultClass, FinishReason, Generation, ImageRef, Part, Reply, Request, Response, Role, Timings,
+    Content as MessageContent, Fault, FaultClass, FinishReason, Generation, ImageRef, Part, Reply, Request, Response,
+    Role, Timings, Usage,
 };
 
 use super::RemoteError;
 use super::answer::{Answer, Choice};
+use super::body::Pieces;
 use super::client::{RemoteEvent, Shared, response};
-use super::config::{self, Protocol};
+use super::config::{self, Protocol, RemoteConfig};
+use super::form::Form;
 use super::http::Read;
 use super::images;
 use super::limit::{Slot, lock};
@@ -54,8 +57,13 @@ impl Drop for Outcome {
     }
 }
 
-/// Answers a row.
-pub(super) async fn answer(shared: Arc<Shared>, request: Request, outcome: Outcome) {
+/// How many HTTP requests a row takes, repetitions aside.
+pub(super) fn requests(config: &RemoteConfig, request: &Request) -> u32 {
+    if config.native_n { 1 } else { request.num_generations.max(1) }
+}
+
+/// Answers a row. `paid` says whether the spend cap allows its requests.
+pub(super) async fn answer(shared: Arc<Shared>, request: Request, paid: Result<(), RemoteError>, outcome: Outcome) {
     let row = Row {
         shared: &shared,
         request: Arc::new(request),
@@ -63,7 +71,10 @@ pub(super) async fn answer(shared: Arc<Shared>, request: Request, outcome: Outco
         content: OnceCell::new(),
         told: Mutex::new(Told { outcome, texts: BTreeMap::new() }),
     };
-    let result = row.run().await;
+    let result = match paid {
+        Ok(()) => row.run().await,
+        Err(error) => Err(row.fault(error, 0)),
+    };
     let told = row.told.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     told.outcome.send(result);
 }
@@ -72,9 +83,24 @@ struct Row<'a> {
     shared: &'a Arc<Shared>,
     request: Arc<Request>,
     submitted: Instant,
-    /// The messages' JSON or the prompt, made when the row's first request may be sent.
-    content: OnceCell<(String, f64)>,
+    /// What is asked, made when the row's first request may be sent, and how many seconds that took.
+    content: OnceCell<(Content, f64)>,
     told: Mutex<Told>,
+}
+
+/// What came of one request.
+struct Answered {
+    answer: Answer,
+    timings: Timings,
+    attempts: u32,
+}
+
+/// What a row asks.
+enum Content {
+    /// The messages' JSON.
+    Messages(Pieces),
+    /// The prompt of the text-generation protocol.
+    Prompt(String),
 }
 
 /// What the caller has heard of each sample, and how to tell it more.
@@ -86,25 +112,31 @@ struct Told {
 impl Row<'_> {
     async fn run(&self) -> Result<Response, Fault> {
         let n = self.request.num_generations.max(1);
-        let requests = if self.shared.config.native_n { 1 } else { n };
-        if let Some(end) = self.ended() {
-            return Err(self.fault(end, 0));
-        }
-        self.shared.limiter.spend.take(requests.into()).map_err(|error| self.fault(error, 0))?;
+        let requests = requests(&self.shared.config, &self.request);
+        let form = match self.ended() {
+            Some(end) => Err(end),
+            None => self.shared.forms.of(&self.request.sampling),
+        };
+        let form = form.map_err(|error| {
+            self.shared.limiter.spend.give_back(requests.into());
+            self.fault(error, 0)
+        })?;
+        let form = form.as_deref();
         let answers = join_all((0..requests).map(|sample| self.sample(sample))).await;
         // A fault that stops the run is the row's: the row will be asked again when the run goes on.
-        if let Some(Err(stop)) = answers.iter().find(|it| it.as_ref().is_err_and(|it| it.class == FaultClass::Stop)) {
-            return Err(stop.clone());
+        let ends_run = |fault: &Fault| matches!(fault.class, FaultClass::Drain | FaultClass::Stop);
+        if let Some(Err(fault)) = answers.iter().find(|answer| answer.as_ref().is_err_and(ends_run)) {
+            return Err(fault.clone());
         }
         let generations = if self.shared.config.native_n {
-            self.split(answers.into_iter().next(), n)
+            self.split(answers.into_iter().next(), n, form)
         } else {
             answers
                 .into_iter()
                 .map(|answer| {
-                    let (answer, timings) = answer?;
-                    let choice = answer.choices.into_iter().next().unwrap_or_default();
-                    Ok(Generation { usage: answer.usage, ..self.generation(choice, timings) })
+                    let mut answered = answer?;
+                    let choice = answered.answer.choices.drain(..).next().unwrap_or_default();
+                    self.generation(choice, answered.answer.usage, &answered, form)
                 })
                 .collect()
         };
@@ -112,41 +144,71 @@ impl Row<'_> {
     }
 
     /// The choices of one answer as the row's generations.
-    fn split(&self, answer: Option<Result<(Answer, Timings), Fault>>, n: u32) -> Vec<Result<Generation, Fault>> {
-        let (answer, timings) = match answer {
-            Some(Ok(answer)) => answer,
+    fn split(
+        &self,
+        answered: Option<Result<Answered, Fault>>,
+        n: u32,
+        form: Option<&Form>,
+    ) -> Vec<Result<Generation, Fault>> {
+        let mut answered = match answered {
+            Some(Ok(answered)) => answered,
             Some(Err(fault)) => return vec![Err(fault); n as usize],
             None => return Vec::new(),
         };
         let mut choices: BTreeMap<usize, Choice> =
-            answer.choices.into_iter().map(|choice| (choice.index, choice)).collect();
+            answered.answer.choices.drain(..).map(|choice| (choice.index, choice)).collect();
         (0..n as usize)
             .map(|index| match choices.remove(&index) {
                 // One count for several generations belongs to none of them.
-                Some(choice) => {
-                    Ok(Generation { usage: answer.usage.filter(|_| n == 1), ..self.generation(choice, timings) })
-                }
+                Some(choice) => self.generation(choice, answered.answer.usage.filter(|_| n == 1), &answered, form),
                 None => Err(Fault::row("remote.no_choices", format!("the server sent no choice number {index}"))
                     .with_hint("set native_n = false if the server knows no n")),
             })
             .collect()
     }
 
-    fn generation(&self, choice: Choice, timings: Timings) -> Generation {
+    /// A choice as the row's generation, if it has the form that was asked for.
+    fn generation(
+        &self,
+        choice: Choice,
+        usage: Option<Usage>,
+        answered: &Answered,
+        form: Option<&Form>,
+    ) -> Result<Generation, Fault> {
         let config = &self.shared.config;
-        Generation {
+        // A call of a tool has a form of its own.
+        let calls = choice.text.is_none() && choice.tool_calls.is_some() && !config.tools.is_empty();
+        if let Some(form) = form.filter(|_| !calls)
+            && let Some(reason) = form.violation(self.answer_of(choice.text.as_deref().unwrap_or_default()))
+        {
+            let ended = [FinishReason::Length, FinishReason::Deadline, FinishReason::Cancelled];
+            let cut = choice.finish.is_some_and(|finish| ended.contains(&finish));
+            return Err(self.fault(RemoteError::Form { reason, cut }, answered.attempts));
+        }
+        Ok(Generation {
             text: choice.text,
             finish_reason: choice.finish,
+            usage,
             logprobs: choice.logprobs.filter(|_| self.request.sampling.logprobs),
             tool_calls: choice.tool_calls.filter(|_| !config.tools.is_empty()),
             reasoning: choice.reasoning.filter(|_| config.keep_reasoning),
-            timings,
+            timings: answered.timings,
             ..Generation::default()
+        })
+    }
+
+    /// A text without the prompt that `echo` puts before it.
+    fn answer_of<'t>(&self, text: &'t str) -> &'t str {
+        match self.content.get() {
+            Some((Content::Prompt(prompt), _)) if self.request.sampling.echo => {
+                text.strip_prefix(prompt.as_str()).unwrap_or(text)
+            }
+            _ => text,
         }
     }
 
     /// One HTTP request's worth of the row, tried until it is answered or may not be tried again.
-    async fn sample(&self, sample: u32) -> Result<(Answer, Timings), Fault> {
+    async fn sample(&self, sample: u32) -> Result<Answered, Fault> {
         let (shared, config) = (self.shared, &self.shared.config);
         let mut timings = Timings::default();
         let mut attempts = 0;
@@ -181,7 +243,7 @@ impl Row<'_> {
                 Ok(answer) => {
                     timings.first_token = answer.first_token.map(|after| sent + after);
                     timings.total = self.submitted.elapsed().as_secs_f64();
-                    return Ok((answer, timings));
+                    return Ok(Answered { answer, timings, attempts });
                 }
                 Err(error) => error,
             };
@@ -201,24 +263,25 @@ impl Row<'_> {
         }
     }
 
-    async fn attempt(&self, sample: u32, content: &str, slot: Slot) -> Result<Answer, RemoteError> {
+    async fn attempt(&self, sample: u32, content: &Content, slot: Slot) -> Result<Answer, RemoteError> {
         let (shared, sampling) = (self.shared, &self.request.sampling);
         let seed = sampling.seed.map(|seed| seed.wrapping_add(sample.into()));
         let native = shared.config.native_n;
         let mut watch = |assembly: &Assembly| self.tell(sample, native, assembly);
-        let (body, read) = match shared.config.protocol {
-            Protocol::Chat => {
-                let body = shared.wire.chat(content, sampling, seed, self.request.num_generations);
-                (body, if shared.config.stream { Read::Stream(&mut watch) } else { Read::Chat })
-            }
-            Protocol::TextGeneration => {
-                let stop = if sampling.include_stop { &[][..] } else { &sampling.stop };
-                (shared.wire.text(content, sampling, seed), Read::Text(stop))
-            }
+        let stop = if sampling.include_stop { &[][..] } else { &sampling.stop };
+        let body = match content {
+            Content::Messages(json) => shared.wire.chat(json, sampling, seed, self.request.num_generations),
+            Content::Prompt(prompt) => shared.wire.text(prompt, sampling, seed),
+        };
+        let read = match (content, shared.config.stream) {
+            (Content::Messages(_), false) => Read::Chat,
+            (Content::Messages(_), true) => Read::Stream(Assembly::default(), &mut watch),
+            (Content::Prompt(_), false) => Read::Text(stop),
+            (Content::Prompt(_), true) => Read::Stream(Assembly::of_text(stop), &mut watch),
         };
         shared.counters.requests.fetch_add(1, Ordering::Relaxed);
         let result = tokio::select! {
-            result = shared.http.generate(&shared.url, body, read) => result,
+            result = shared.http.generate(&shared.url, &body, read) => result,
             end = self.end() => self.text_so_far(sample, end),
         };
         match &result {
@@ -265,16 +328,23 @@ impl Row<'_> {
     }
 
     /// Makes the messages' JSON or the prompt; how long it took in seconds comes with it.
-    async fn prepare(&self) -> Result<(String, f64), RemoteError> {
+    async fn prepare(&self) -> Result<(Content, f64), RemoteError> {
         let started = Instant::now();
         let content = match self.shared.config.protocol {
-            Protocol::Chat => self.chat_content().await?,
-            Protocol::TextGeneration => self.prompt()?,
+            Protocol::Chat => Content::Messages(self.messages().await?),
+            Protocol::TextGeneration => Content::Prompt(self.prompt()?),
         };
         Ok((content, started.elapsed().as_secs_f64()))
     }
 
-    async fn chat_content(&self) -> Result<String, RemoteError> {
+    async fn messages(&self) -> Result<Pieces, RemoteError> {
+        let json = self.messages_json().await?;
+        // Several requests share one encoding; a single one needs none beside the one on its way.
+        let single = self.request.num_generations <= 1 || self.shared.config.native_n;
+        Ok(if single { json } else { json.encoded() })
+    }
+
+    async fn messages_json(&self) -> Result<Pieces, RemoteError> {
         let images = &self.shared.images;
         let blocks = |image: &ImageRef| match image {
             ImageRef::Path(_) => true,
@@ -302,8 +372,8 @@ impl Row<'_> {
         }
         match messages.as_slice() {
             [message] if message.role == Role::User => Ok(match &message.content {
-                Content::Text(text) => text.clone(),
-                Content::Parts(parts) => parts.iter().map(part_text).collect(),
+                MessageContent::Text(text) => text.clone(),
+                MessageContent::Parts(parts) => parts.iter().map(part_text).collect(),
             }),
             _ => Err(row("no_chat_template", "a conversation needs a chat template to become a prompt".to_owned())),
         }
@@ -396,8 +466,8 @@ impl Row<'_> {
     fn prompt_bytes(&self) -> u64 {
         let messages = self.request.messages.iter();
         let bytes = messages.map(|message| match &message.content {
-            Content::Text(text) => text.len(),
-            Content::Parts(parts) => parts.iter().map(|part| part_text(part).len()).sum(),
+            MessageContent::Text(text) => text.len(),
+            MessageContent::Parts(parts) => parts.iter().map(|part| part_text(part).len()).sum(),
         });
         bytes.sum::<usize>() as u64
     }

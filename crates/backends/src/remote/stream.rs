@@ -68,9 +68,11 @@ impl Events {
     }
 }
 
-/// A streamed chat answer so far.
+/// A streamed answer so far: of the chat protocol, or of the text-generation protocol.
 #[derive(Debug, Default)]
 pub(super) struct Assembly {
+    /// Stop texts to cut off; only the text-generation protocol leaves them in.
+    stop: Option<Vec<String>>,
     choices: Vec<Partial>,
     usage: Value,
     done: bool,
@@ -89,6 +91,19 @@ struct Partial {
 }
 
 impl Assembly {
+    /// Of the text-generation protocol.
+    pub(super) fn of_text(stop: &[String]) -> Self {
+        Self { stop: Some(stop.to_owned()), ..Self::default() }
+    }
+
+    /// An answer that came whole after all.
+    pub(super) fn whole(self, body: &[u8]) -> Result<Answer, RemoteError> {
+        match &self.stop {
+            Some(stop) => answer::text(body, stop),
+            None => answer::chat(body),
+        }
+    }
+
     /// Takes an event's data.
     ///
     /// # Errors
@@ -105,6 +120,10 @@ impl Assembly {
         if let Some(error) = answer::error_object(chunk.get("error").unwrap_or(&Value::Null), kind) {
             return Err(error);
         }
+        if self.stop.is_some() {
+            self.text_event(&chunk);
+            return Ok(());
+        }
         if let Some(usage) = chunk.remove("usage").filter(|usage| !usage.is_null()) {
             self.usage = usage;
         }
@@ -114,6 +133,35 @@ impl Assembly {
             }
         }
         Ok(())
+    }
+
+    /// A token of the text-generation protocol; the last one comes with the whole text.
+    fn text_event(&mut self, chunk: &Map<String, Value>) {
+        let stop = self.stop.as_deref().unwrap_or_default();
+        if self.choices.is_empty() {
+            self.choices.push(Partial::default());
+        }
+        let Some(partial) = self.choices.first_mut() else { return };
+        if let Some(token) = chunk.get("token") {
+            let text = token.get("text").and_then(Value::as_str).unwrap_or_default();
+            if token.get("special").and_then(Value::as_bool) != Some(true) {
+                partial.text.get_or_insert_default().push_str(text);
+                self.begun |= !text.is_empty();
+            }
+            if let Some(token) = answer::text_token(token, chunk.get("top_tokens")) {
+                partial.logprobs.get_or_insert_default().push(token);
+            }
+        }
+        if let Some(text) = chunk.get("generated_text").and_then(Value::as_str) {
+            let details = chunk.get("details").unwrap_or(&Value::Null);
+            let reason = details.get("finish_reason").and_then(Value::as_str).unwrap_or_default();
+            partial.text = Some(answer::without_stop(text, reason, stop).to_owned());
+            partial.finish = Some(reason.to_owned());
+            self.usage = json!({
+                "prompt_tokens": details.get("input_length"), "completion_tokens": details.get("generated_tokens"),
+            });
+            self.done = true;
+        }
     }
 
     fn choice(&mut self, place: usize, wire: &Value) {
@@ -145,9 +193,10 @@ impl Assembly {
         }
     }
 
-    /// Texts so far, with the choice's index.
+    /// Texts so far, with the choice's index, without an end that may become a stop text.
     pub(super) fn texts(&self) -> impl Iterator<Item = (usize, &str)> {
-        self.choices.iter().filter_map(|partial| Some((partial.index, partial.text.as_deref()?)))
+        let stop = self.stop.as_deref().filter(|_| !self.done).unwrap_or_default();
+        self.choices.iter().filter_map(move |partial| Some((partial.index, settled(partial.text.as_deref()?, stop))))
     }
 
     /// The whole answer.
@@ -176,6 +225,13 @@ impl Assembly {
         });
         Answer { choices: choices.collect(), usage: answer::usage(&self.usage), first_token }
     }
+}
+
+/// A text without the longest end with which a stop text may begin.
+fn settled<'a>(text: &'a str, stop: &[String]) -> &'a str {
+    let starts = stop.iter().flat_map(|stop| stop.char_indices().map(|(at, c)| &stop[..at + c.len_utf8()]));
+    let held = starts.filter(|start| text.ends_with(start)).map(str::len).max().unwrap_or_default();
+    &text[..text.len() - held]
 }
 
 /// Adds a piece of a tool call: pieces with the same index belong together, arguments come as a text in parts.
@@ -252,12 +308,14 @@ mod tests {
 
         #[test]
         fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), data in ".{0,60}") {
-            let mut events = Events::default();
-            let mut assembly = Assembly::default();
-            for event in events.feed(&bytes).into_iter().chain(events.finish()).chain([data]) {
-                let _ = assembly.event(&event);
+            for mut assembly in [Assembly::default(), Assembly::of_text(&["ab".to_owned()])] {
+                let mut events = Events::default();
+                for event in events.feed(&bytes).into_iter().chain(events.finish()).chain([data.clone()]) {
+                    let _ = assembly.event(&event);
+                }
+                let _ = assembly.texts().count();
+                let _ = assembly.finish(None);
             }
-            let _ = assembly.finish(None);
         }
     }
 
@@ -289,6 +347,31 @@ mod tests {
             (answer.choices[1].text.as_deref(), answer.choices[1].reasoning.as_deref()),
             (Some("x"), Some("hm"))
         );
+    }
+
+    #[test]
+    fn the_text_protocol_sends_tokens_and_then_all() {
+        let token = |text: &str, special: bool| json!({"token": {"text": text, "logprob": -0.5, "special": special}});
+        let mut assembly = Assembly::of_text(&["END".to_owned()]);
+        let mut told = Vec::new();
+        let mut last = token("</s>", true);
+        last["generated_text"] = json!("a bEND");
+        last["details"] = json!({"finish_reason": "stop_sequence", "generated_tokens": 4, "input_length": 9});
+        for event in [token("a", false), token(" bE", false), token("ND", false), last] {
+            assembly.event(&event.to_string()).unwrap();
+            told.push(assembly.texts().next().unwrap().1.to_owned());
+        }
+        assert_eq!(told, ["a", "a b", "a b", "a b"]);
+        let answer = assembly.finish(Some(0.1)).unwrap();
+        assert_eq!(answer.usage, Some(Usage { input_tokens: 9, output_tokens: 4, vision_tokens: None }));
+        let choice = &answer.choices[0];
+        assert_eq!((choice.text.as_deref(), choice.finish), (Some("a b"), Some(FinishReason::Stop)));
+        assert_eq!(choice.logprobs.as_ref().unwrap().len(), 4);
+        let mut cut = Assembly::of_text(&[]);
+        cut.event(&token("a", false).to_string()).unwrap();
+        assert!(matches!(cut.finish(None), Err(RemoteError::Broken { .. })));
+        let busy = Assembly::of_text(&[]).event(r#"{"error": "busy", "error_type": "overloaded"}"#).unwrap_err();
+        assert!(matches!(busy, RemoteError::ErrorObject { overloaded: true, .. }), "{busy}");
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Request bodies, and which parameter each protocol can carry.
 //!
 //! Sources: OpenAI's chat completions; text-generation-inference 3.3 (`router/src/lib.rs`: `ChatRequest`,
-//! `GenerateParameters`); vLLM 0.12 and later (`ChatCompletionRequest`).
+//! `GenerateParameters`); vLLM 0.12 and later (`ChatCompletionRequest`); transformers 5.23
+//! (`cli/serving/chat_completion.py`).
 
 use serde_json::{Map, Value, json};
 use vgen_core::{Constraint, SamplingParams};
 
+use super::body::Pieces;
 use super::config::{Dialect, Protocol, RemoteConfig};
 
 /// Fields of the body that vgen sets itself, so that `extra_body` must not.
@@ -47,6 +49,7 @@ pub(super) struct Wire {
     tools: Vec<Value>,
     tool_choice: Option<Value>,
     tool_prompt: Option<String>,
+    response_format: Option<Value>,
     extra: Map<String, Value>,
 }
 
@@ -61,6 +64,7 @@ impl Wire {
             tools: config.tools.clone(),
             tool_choice: config.tool_choice.clone(),
             tool_prompt: config.tool_prompt.clone(),
+            response_format: config.response_format.clone(),
             extra: config.extra_body.clone(),
         }
     }
@@ -72,13 +76,15 @@ impl Wire {
             (_, Dialect::Openai) => "over OpenAI's chat protocol",
             (_, Dialect::Tgi) => "over TGI's chat protocol",
             (_, Dialect::Vllm) => "over vLLM's chat protocol",
+            (_, Dialect::Transformers) => "to transformers serve",
         }
     }
 
     /// The parameters that are given and can't be sent.
     pub(super) fn unsupported(&self, sampling: &SamplingParams) -> Vec<&'static str> {
         let chat = self.protocol == Protocol::Chat;
-        let (tgi, vllm) = (chat && self.dialect == Dialect::Tgi, chat && self.dialect == Dialect::Vllm);
+        let is = |dialect| chat && self.dialect == dialect;
+        let (tgi, vllm, transformers) = (is(Dialect::Tgi), is(Dialect::Vllm), is(Dialect::Transformers));
         // (name, given, can be sent)
         let table = [
             ("min_new_tokens", sampling.min_new_tokens.is_some_and(|n| n > 0), vllm),
@@ -86,21 +92,28 @@ impl Wire {
             ("min_p", sampling.min_p.is_some_and(|p| p > 0.0), vllm),
             ("typical_p", sampling.typical_p.is_some(), !chat),
             ("repetition_penalty", sampling.repetition_penalty.is_some(), vllm || !chat),
-            ("presence_penalty", sampling.presence_penalty.is_some(), chat),
+            // transformers serve makes a penalty of another kind of the frequency penalty.
+            ("frequency_penalty", sampling.frequency_penalty.is_some(), !transformers),
+            ("presence_penalty", sampling.presence_penalty.is_some(), chat && !transformers),
             ("logit_bias", !sampling.logit_bias.is_empty(), chat && !tgi),
             ("bad_words", !sampling.bad_words.is_empty(), vllm),
             ("include_stop", sampling.include_stop, vllm || !chat),
             ("stop_token_ids", !sampling.stop_token_ids.is_empty(), vllm),
             ("ignore_eos", sampling.ignore_eos, vllm),
-            ("echo", sampling.echo, !chat),
+            // A stream repeats the prompt only at its end.
+            ("echo", sampling.echo, !chat && !self.stream),
+            ("logprobs", sampling.logprobs, !transformers),
             ("constraint", sampling.constraint.is_some(), self.carries(sampling.constraint.as_ref())),
         ];
         table.into_iter().filter(|(_, given, can)| *given && !can).map(|(name, ..)| name).collect()
     }
 
     fn carries(&self, constraint: Option<&Constraint>) -> bool {
-        let chat = self.protocol == Protocol::Chat;
-        !(chat && self.dialect == Dialect::Openai && !matches!(constraint, Some(Constraint::JsonSchema(_))))
+        match (self.protocol, self.dialect) {
+            (Protocol::TextGeneration, _) | (_, Dialect::Tgi | Dialect::Vllm) => true,
+            (_, Dialect::Openai) => matches!(constraint, Some(Constraint::JsonSchema(_))),
+            (_, Dialect::Transformers) => false,
+        }
     }
 
     /// A field of `extra_body` that would replace a parameter which is given.
@@ -109,21 +122,21 @@ impl Wire {
         self.extra.keys().find(|key| fields.contains_key(key.as_str())).map(String::as_str)
     }
 
-    /// A chat body. `messages` is their JSON text; `seed` is this request's own; `n` is how many choices to ask for.
-    pub(super) fn chat(&self, messages: &str, sampling: &SamplingParams, seed: Option<u64>, n: u32) -> Vec<u8> {
+    /// A chat body. `messages` is their JSON; `seed` is this request's own; `n` is how many choices to ask for.
+    pub(super) fn chat(&self, messages: &Pieces, sampling: &SamplingParams, seed: Option<u64>, n: u32) -> Pieces {
         let mut rest = self.chat_fields(sampling, seed, n);
         rest.extend(self.extra.clone());
         let model = Value::from(self.model.as_str()).to_string();
         let rest = Value::Object(rest).to_string();
-        let mut body = String::with_capacity(messages.len() + rest.len() + model.len() + 32);
+        let mut body = Pieces::default();
         body.push_str("{\"model\":");
         body.push_str(&model);
         body.push_str(",\"messages\":");
-        body.push_str(messages);
+        body.push_pieces(messages);
         // `stream` is always there, so the rest is never empty.
-        body.push(',');
+        body.push_str(",");
         body.push_str(rest.trim_start_matches('{'));
-        body.into_bytes()
+        body
     }
 
     /// Everything but the model, the messages and `extra_body`.
@@ -160,11 +173,15 @@ impl Wire {
         if let Some((name, value)) = sampling.constraint.as_ref().and_then(|it| self.constraint(it)) {
             set(name, Some(value));
         }
+        if sampling.constraint.is_none() {
+            set("response_format", self.response_format.clone());
+        }
         set("tools", (!self.tools.is_empty()).then(|| self.tools.clone().into()));
         set("tool_choice", self.tool_choice.clone());
         set("tool_prompt", self.tool_prompt.clone().map(Value::from));
         set("stream", Some(self.stream.into()));
-        set("stream_options", self.stream.then(|| json!({"include_usage": true})));
+        let counts = self.stream && self.dialect != Dialect::Transformers;
+        set("stream_options", counts.then(|| json!({"include_usage": true})));
         rest
     }
 
@@ -177,19 +194,21 @@ impl Wire {
             (Dialect::Tgi, Constraint::Choice(texts)) => {
                 ("response_format", json!({"type": "regex", "value": alternatives(texts)}))
             }
-            (_, Constraint::JsonSchema(schema)) => {
+            (Dialect::Openai | Dialect::Vllm, Constraint::JsonSchema(schema)) => {
                 let named = json!({"name": "answer", "schema": schema, "strict": true});
                 ("response_format", json!({"type": "json_schema", "json_schema": named}))
             }
             (Dialect::Vllm, Constraint::Regex(regex)) => ("structured_outputs", json!({"regex": regex})),
             (Dialect::Vllm, Constraint::Choice(texts)) => ("structured_outputs", json!({"choice": texts})),
             // Refused by `unsupported`.
-            (Dialect::Openai, Constraint::Regex(_) | Constraint::Choice(_)) => return None,
+            (Dialect::Openai, Constraint::Regex(_) | Constraint::Choice(_)) | (Dialect::Transformers, _) => {
+                return None;
+            }
         })
     }
 
     /// A text-generation body.
-    pub(super) fn text(&self, prompt: &str, sampling: &SamplingParams, seed: Option<u64>) -> Vec<u8> {
+    pub(super) fn text(&self, prompt: &str, sampling: &SamplingParams, seed: Option<u64>) -> Pieces {
         // TGI refuses a temperature of 0; greedy is what it does without sampling.
         let temperature = sampling.temperature.filter(|t| *t > 0.0);
         let filters = sampling.top_p.is_some() || sampling.top_k.is_some() || sampling.typical_p.is_some();
@@ -224,9 +243,11 @@ impl Wire {
         let mut body = Map::new();
         body.insert("inputs".to_owned(), prompt.into());
         body.insert("parameters".to_owned(), parameters.into());
-        body.insert("stream".to_owned(), false.into());
+        body.insert("stream".to_owned(), self.stream.into());
         body.extend(self.extra.clone());
-        Value::Object(body).to_string().into_bytes()
+        let mut pieces = Pieces::default();
+        pieces.push_str(&Value::Object(body).to_string());
+        pieces
     }
 }
 
@@ -252,6 +273,16 @@ mod tests {
 
     fn wire(protocol: Protocol, dialect: Dialect) -> Wire {
         Wire::new(&RemoteConfig { protocol, ..RemoteConfig::default() }, "m\"1".to_owned(), dialect)
+    }
+
+    fn messages(json: &str) -> Pieces {
+        let mut pieces = Pieces::default();
+        pieces.push_str(json);
+        pieces
+    }
+
+    fn json_of(body: &Pieces) -> Value {
+        serde_json::from_str(&body.to_text()).unwrap()
     }
 
     fn everything() -> SamplingParams {
@@ -302,6 +333,10 @@ mod tests {
             ["min_new_tokens", "min_p", "presence_penalty", "logit_bias", "bad_words", "stop_token_ids", "ignore_eos"];
         assert_eq!(wire(Protocol::TextGeneration, Dialect::Tgi).unsupported(&all), text);
         assert!(wire(Protocol::Chat, Dialect::Openai).unsupported(&SamplingParams::default()).is_empty());
+        let refused = wire(Protocol::Chat, Dialect::Transformers).unsupported(&all);
+        for name in ["frequency_penalty", "presence_penalty", "logprobs", "constraint", "top_k"] {
+            assert!(refused.contains(&name), "{name}");
+        }
     }
 
     /// Every parameter that is not refused is in the body.
@@ -334,11 +369,10 @@ mod tests {
         for dialect in [Dialect::Openai, Dialect::Tgi, Dialect::Vllm] {
             for protocol in [Protocol::Chat, Protocol::TextGeneration] {
                 let wire = wire(protocol, dialect);
-                let bytes = match protocol {
-                    Protocol::Chat => wire.chat("[]", &all, Some(0), 1),
+                let body = json_of(&match protocol {
+                    Protocol::Chat => wire.chat(&messages("[]"), &all, Some(0), 1),
                     Protocol::TextGeneration => wire.text("p", &all, Some(0)),
-                };
-                let body: Value = serde_json::from_slice(&bytes).unwrap();
+                });
                 let object = body.get("parameters").unwrap_or(&body).as_object().unwrap();
                 let refused = wire.unsupported(&all);
                 for (name, keys) in fields {
@@ -359,15 +393,14 @@ mod tests {
 
     #[test]
     fn bodies_are_json_whatever_the_model_is_called() {
-        let bytes = wire(Protocol::Chat, Dialect::Openai).chat(r#"[{"a":1}]"#, &SamplingParams::default(), None, 1);
-        let body: Value = serde_json::from_slice(&bytes).unwrap();
+        let wire = wire(Protocol::Chat, Dialect::Openai);
+        let body = json_of(&wire.chat(&messages(r#"[{"a":1}]"#), &SamplingParams::default(), None, 1));
         assert_eq!(body, json!({"model": "m\"1", "messages": [{"a": 1}], "stream": false}));
     }
 
     #[test]
     fn stop_texts_are_never_cut_and_seed_0_is_a_seed() {
-        let bytes = wire(Protocol::Chat, Dialect::Openai).chat("[]", &everything(), Some(0), 1);
-        let body: Value = serde_json::from_slice(&bytes).unwrap();
+        let body = json_of(&wire(Protocol::Chat, Dialect::Openai).chat(&messages("[]"), &everything(), Some(0), 1));
         assert_eq!(body["stop"].as_array().unwrap().len(), 5);
         assert_eq!(body["seed"], 0);
     }
@@ -378,7 +411,7 @@ mod tests {
             let sampling = SamplingParams { constraint: Some(constraint), ..SamplingParams::default() };
             let wire = wire(Protocol::Chat, dialect);
             assert!(wire.unsupported(&sampling).is_empty());
-            serde_json::from_slice::<Value>(&wire.chat("[]", &sampling, None, 1)).unwrap()
+            json_of(&wire.chat(&messages("[]"), &sampling, None, 1))
         };
         let schema = json!({"type": "object"});
         let named = json!({"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": true}});

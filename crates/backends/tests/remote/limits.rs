@@ -82,7 +82,7 @@ fn the_spend_cap_stops_the_run_and_keeps_what_is_paid() {
     assert_eq!((paid.len(), stopped.len(), server.requests()), (10, 15, 10));
     for result in stopped {
         let fault = fault(result);
-        assert_eq!((fault.code.as_ref(), fault.class), ("remote.spend_cap", FaultClass::Stop));
+        assert_eq!((fault.code.as_ref(), fault.class), ("remote.spend_cap", FaultClass::Drain));
     }
 
     let (server, backend) = pair(echo, |config| (config.spend_tokens, config.max_in_flight) = (Some(100), 1));

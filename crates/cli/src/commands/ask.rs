@@ -35,9 +35,11 @@ pub(crate) fn ask(config: &Config, prompt: &str, images: &[String], messages: &M
     backend.submit(request, Box::new(Stream { events, streamed }));
 
     let mut output = io::stdout().lock();
+    let mut told = String::new();
     for event in received {
         let response = match event {
             Event::Text(text) => {
+                told.push_str(&text);
                 if let Err(fault) = show(&mut output, &text) {
                     cancel.cancel();
                     return Err(fault);
@@ -53,8 +55,13 @@ pub(crate) fn ask(config: &Config, prompt: &str, images: &[String], messages: &M
                 Ok(generation) => {
                     tokens += generation.usage.map_or(0, |usage| usage.output_tokens);
                     cancelled |= generation.finish_reason == Some(FinishReason::Cancelled);
-                    let text = if streamed { "" } else { generation.text.as_deref().unwrap_or_default() };
-                    show(&mut output, &format!("{text}\n"))?;
+                    // What was not told piece by piece yet: all of it if the backend does not stream.
+                    let text = generation.text.as_deref().unwrap_or_default();
+                    match text.strip_prefix(told.as_str()) {
+                        Some(rest) => show(&mut output, &format!("{rest}\n"))?,
+                        // A broken answer was begun again and came out differently.
+                        None => show(&mut output, &format!("\n{text}\n"))?,
+                    }
                     note(messages, generation);
                 }
                 Err(fault) => {

@@ -16,21 +16,49 @@ use std::path::Path;
 use vgen_core::Fault;
 
 use crate::args::{
-    Flags, LocalCommand, MergeCommand, PlanCommand, QuantizeCommand, RenderCommand, RunCommand, VerifyCommand,
+    Flags, LocalCommand, MergeCommand, ModelFlags, PlanCommand, QuantizeCommand, QuestionFlags, RenderCommand, RunCommand,
+    VerifyCommand,
 };
 use crate::messages::Messages;
+use crate::remote::flags::RemoteCommand;
 use crate::settings::{Origin, Settings};
 use crate::{config_file, demo, exit, print_config, resolve};
 
 /// `vgen-local` and `vgen local`.
 pub(crate) fn local(args: LocalCommand, messages: &Messages) -> Result<u8, Fault> {
-    let LocalCommand { demo, image, prompt, flags } = args;
+    let LocalCommand { demo, question, flags, model } = args;
     let print = flags.print_config;
     let mut settings = flags.settings();
+    model.add_to(&mut settings);
     settings.set("backend", "kind", "local".into(), Origin::Command("vgen-local"));
     if demo {
         settings.set("backend", "model", demo::MODEL.into(), Origin::Flag("--demo"));
     }
+    one_command(settings, question, demo, print, messages)
+}
+
+/// `vgen-remote` and `vgen remote`.
+pub(crate) fn remote(args: RemoteCommand, messages: &Messages) -> Result<u8, Fault> {
+    let RemoteCommand { question, flags, remote } = args;
+    let print = flags.print_config;
+    let mut settings = flags.settings();
+    remote.add_to(&mut settings);
+    settings.set("backend", "kind", "inference-endpoints".into(), Origin::Command("vgen-remote"));
+    if question.prompt.is_some() && settings.get("backend", "stream").is_none() {
+        settings.set("backend", "stream", true.into(), Origin::Command("--prompt"));
+    }
+    one_command(settings, question, false, print, messages)
+}
+
+/// A command without a config file: one question, or rows.
+fn one_command(
+    mut settings: Settings,
+    question: QuestionFlags,
+    demo: bool,
+    print: bool,
+    messages: &Messages,
+) -> Result<u8, Fault> {
+    let QuestionFlags { image, prompt } = question;
     if prompt.is_some() && image.is_empty() && settings.get("task", "image_required").is_none() {
         // A question without an image was meant as one.
         settings.set("task", "image_required", false.into(), Origin::Command("no --image"));
@@ -51,7 +79,10 @@ pub(crate) fn local(args: LocalCommand, messages: &Messages) -> Result<u8, Fault
 pub(crate) fn run(args: RunCommand, messages: &Messages) -> Result<u8, Fault> {
     let print = args.flags.print_config;
     let mut settings = config_file::read(&args.config)?;
-    settings.overlay(args.flags.settings());
+    let mut flags = args.flags.settings();
+    args.model.add_to(&mut flags);
+    args.remote.add_to(&mut flags);
+    settings.overlay(flags);
     if print {
         return show_config(&settings);
     }
@@ -62,22 +93,27 @@ pub(crate) fn run(args: RunCommand, messages: &Messages) -> Result<u8, Fault> {
 
 /// `vgen plan`.
 pub(crate) fn plan(args: PlanCommand, messages: &Messages) -> Result<u8, Fault> {
-    let PlanCommand { config, json, rows_per_second, measured, flags } = args;
-    let config = resolve::resolve(&local_settings(config.as_deref(), flags, "vgen plan")?)?;
+    let PlanCommand { config, json, rows_per_second, measured, flags, model } = args;
+    let config = resolve::resolve(&local_settings(config.as_deref(), flags, model, "vgen plan")?)?;
     let speed = plan::Speed { rows_per_second, measured };
     plan::plan(&config, &speed, json, &messages.clone().quiet(config.run.quiet))
 }
 
 /// `vgen verify`.
 pub(crate) fn verify(args: VerifyCommand, messages: &Messages) -> Result<u8, Fault> {
-    let VerifyCommand { answers, config, rows, rows_seed, json, flags } = args;
-    let config = resolve::resolve(&local_settings(config.as_deref(), flags, "vgen verify")?)?;
+    let VerifyCommand { answers, config, rows, rows_seed, json, flags, model } = args;
+    let config = resolve::resolve(&local_settings(config.as_deref(), flags, model, "vgen verify")?)?;
     let wanted = verify::Wanted { answers, sample: rows as usize, seed: rows_seed, json };
     verify::verify(&config, &wanted, &messages.clone().quiet(config.run.quiet))
 }
 
 /// The settings of a local run: its config file, and flags over it.
-fn local_settings(config: Option<&Path>, flags: Flags, command: &'static str) -> Result<Settings, Fault> {
+fn local_settings(
+    config: Option<&Path>,
+    flags: Flags,
+    model: ModelFlags,
+    command: &'static str,
+) -> Result<Settings, Fault> {
     let mut settings = match config {
         Some(config) => config_file::read(config)?,
         None => Settings::default(),
@@ -85,7 +121,9 @@ fn local_settings(config: Option<&Path>, flags: Flags, command: &'static str) ->
     if config.is_none() {
         settings.set("backend", "kind", "local".into(), Origin::Command(command));
     }
-    settings.overlay(flags.settings());
+    let mut flags = flags.settings();
+    model.add_to(&mut flags);
+    settings.overlay(flags);
     Ok(settings)
 }
 
