@@ -8,11 +8,14 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+use vgen_loopback::{Answer, Received, Server};
+
 use crate::support::Scratch;
 
 /// Kills of each test, of all of them together unless told otherwise.
 const KILLS: usize = 24;
-const TESTS: usize = 4;
+const TESTS: usize = 6;
 /// Longer than any run: a test that gets nowhere must end.
 const PATIENCE: Duration = Duration::from_secs(1200);
 
@@ -24,8 +27,10 @@ fn kills() -> usize {
 struct Case {
     scratch: Scratch,
     program: &'static str,
-    args: Vec<&'static str>,
+    args: Vec<String>,
     output: &'static str,
+    /// Answers as long as the case lives.
+    _server: Option<Server>,
 }
 
 impl Case {
@@ -97,7 +102,8 @@ fn mock(output: &'static str) -> Case {
         .collect();
     rows.push_str("{broken\n");
     let scratch = Scratch::with(rows, more);
-    Case { scratch, program: "vgen", args: vec!["run", "run.toml", "--row-group-rows", "37"], output }
+    let args = ["run", "run.toml", "--row-group-rows", "37"].map(str::to_owned).to_vec();
+    Case { scratch, program: "vgen", args, output, _server: None }
 }
 
 fn local(output: &'static str) -> Case {
@@ -109,8 +115,58 @@ fn local(output: &'static str) -> Case {
         fs::copy(&path, scratch.path(path.file_name().unwrap().to_str().unwrap())).unwrap();
     }
     scratch.file("rows.jsonl", rows.repeat(2));
-    let args = vec!["--demo", "--input", "rows.jsonl", "--temperature", "0.7", "--seed", "5", "--row-group-rows", "5"];
-    Case { scratch, program: "vgen-local", args, output }
+    let args = ["--demo", "--input", "rows.jsonl", "--temperature", "0.7", "--seed", "5", "--row-group-rows", "5"]
+        .map(str::to_owned)
+        .to_vec();
+    Case { scratch, program: "vgen-local", args, output, _server: None }
+}
+
+/// A server that takes its time, each question another, and fails one for good.
+fn remote(output: &'static str) -> Case {
+    let answer = |request: &Received| {
+        let asked = request.json()["messages"].to_string();
+        let number: u64 = asked.bytes().filter(u8::is_ascii_digit).fold(0, |n, digit| n * 10 + u64::from(digit - b'0'));
+        thread::sleep(Duration::from_millis(number * 7 % 23));
+        if number == 40 {
+            return Answer::status(400).with_json(&json!({"error": "no"}));
+        }
+        Answer::json(&json!({
+            "object": "chat.completion", "id": "", "created": 1, "model": "m",
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": format!("answer to {number}")},
+                "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 21, "completion_tokens": 5, "total_tokens": 26}
+        }))
+    };
+    let server = Server::start(answer).unwrap();
+    let scratch = Scratch::new();
+    let rows: String = (0..150).map(|id| format!("{{\"id\": {id}, \"instruction\": \"question {id}\"}}\n")).collect();
+    scratch.file("rows.jsonl", rows);
+    let url = server.url();
+    let args = [
+        "--base-url",
+        &url,
+        "--model-id",
+        "m",
+        "--input",
+        "rows.jsonl",
+        "--image-required=false",
+        "--max-in-flight",
+        "8",
+        "--row-group-rows",
+        "13",
+    ];
+    let args = args.map(str::to_owned).to_vec();
+    Case { scratch, program: "vgen-remote", args, output, _server: Some(server) }
+}
+
+#[test]
+fn kills_of_a_remote_run_to_json_lines() {
+    remote("out.jsonl").survives(kills());
+}
+
+#[test]
+fn kills_of_a_remote_run_to_parquet() {
+    remote("out.parquet").survives(kills());
 }
 
 #[test]
