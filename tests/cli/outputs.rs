@@ -14,8 +14,8 @@ fn an_output_with_content_is_refused_unless_told_otherwise() {
     scratch.run(&["--overwrite"]).exits(0);
     assert_eq!(scratch.rows("out.jsonl").len(), 2);
     // An empty file holds nothing to lose.
-    scratch.file("out.jsonl", "");
-    scratch.run(&[]).exits(0);
+    scratch.file("empty.jsonl", "");
+    scratch.run(&["--output", "empty.jsonl"]).exits(0);
 }
 
 #[cfg(unix)]

@@ -105,7 +105,7 @@ fn a_run_is_verified_and_a_changed_answer_is_found() {
     ];
     scratch.vgen_local(&[&args[..], &["--output", "out.jsonl"]].concat()).exits(1);
     let verify = |more: &[&str]| scratch.vgen(&[&["verify", "out.jsonl"], &args[..], more].concat());
-    let ended = verify(&["--sample", "5"]).exits(0);
+    let ended = verify(&["--rows", "5"]).exits(0);
     assert!(ended.stdout.starts_with("5 rows run again, 1, then 3, then 5 at a time, "), "{}", ended.stdout);
     let report: Value = serde_json::from_str(&verify(&["--json"]).exits(0).stdout).unwrap();
     // All that were answered.

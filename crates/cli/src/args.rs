@@ -45,6 +45,8 @@ pub(crate) enum Command {
     /// Runs a sample of a finished local run again, alone and beside others, and compares.
     #[command(after_help = EXIT_CODES)]
     Verify(Box<VerifyCommand>),
+    /// Joins the outputs of shards, after a check that every row is there once.
+    Merge(MergeCommand),
     /// Writes a checkpoint as one GGUF file with weights of fewer bits, which loads in seconds.
     Quantize(QuantizeCommand),
     /// Prints the messages that would be sent, {"messages": [...]} for each row, without loading a model.
@@ -125,6 +127,20 @@ pub(crate) struct QuantizeCommand {
     pub(crate) overwrite: bool,
 }
 
+/// The arguments of `vgen merge`.
+#[derive(Debug, Args)]
+pub(crate) struct MergeCommand {
+    /// The output of each shard, its run record (the folder with .run at its end) beside it.
+    #[arg(value_name = "OUTPUT", required = true)]
+    pub(crate) shards: Vec<PathBuf>,
+    /// Where the rows go; the extension must be that of the shards.
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Replace an output that is there.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+}
+
 /// The arguments of `vgen render`.
 #[derive(Debug, Args)]
 pub(crate) struct RenderCommand {
@@ -169,10 +185,10 @@ pub(crate) struct VerifyCommand {
     pub(crate) config: Option<PathBuf>,
     /// How many rows to run again.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) sample: u32,
-    /// Which rows: another number, another sample.
+    pub(crate) rows: u32,
+    /// Which rows: another number, others.
     #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) sample_seed: u64,
+    pub(crate) rows_seed: u64,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -203,18 +219,73 @@ pub(crate) struct Flags {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Rows")]
 pub(crate) struct RowFlags {
-    /// The rows: JSON lines, plain, gzip or zstd; - is standard input. Paths of images are relative to its folder.
+    /// The rows: files of JSON lines, CSV (plain, gzip, zstd) or Parquet, a pattern for such files in quotes, or a folder
+    /// of images; several times for several; - is standard input. Paths of images are relative to the file's folder.
     #[arg(long, short, value_name = "FILE")]
-    input: Option<PathBuf>,
-    /// Where the answers go: JSON lines, compressed if the name ends in .gz or .zst; - is standard output [default: -].
-    #[arg(long, short, value_name = "FILE")]
-    output: Option<PathBuf>,
-    /// Replace an output file that has content; without it such a file is refused.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    overwrite: Option<bool>,
+    input: Vec<PathBuf>,
+    /// What the input is written in; openai_batch is JSON lines of requests, answered as OpenAI's batch output
+    /// [default: by name and content].
+    #[arg(long, value_name = "FORMAT", value_parser = ["jsonl", "csv", "parquet", "images", "openai_batch"])]
+    input_format: Option<String>,
+    /// Of a folder, only images whose path in it matches; several times for several patterns [default: all images].
+    #[arg(long, value_name = "PATTERN")]
+    glob: Vec<String>,
+    /// What to ask about every image of a folder.
+    #[arg(long, value_name = "TEXT")]
+    instruction: Option<String>,
+    /// What to ask about an image of a folder is in the file beside it with this instead of the image's extension, for
+    /// example .prompt.txt.
+    #[arg(long, value_name = "SUFFIX")]
+    instruction_suffix: Option<String>,
+    /// Leave out so many rows at the start [default: 0].
+    #[arg(long, value_name = "ROWS")]
+    skip: Option<u64>,
+    /// Of the rows left, take a random sample of so many; --seed decides which [default: all].
+    #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u64).range(1..))]
+    sample: Option<u64>,
     /// End after this many rows [default: all].
     #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
+    /// Of the rows chosen, do only one of N equal shares: 1/4 is the first of four. vgen merge joins the outputs.
+    #[arg(long, value_name = "I/N")]
+    shard: Option<String>,
+    /// Where the answers go: JSON lines (compressed if the name ends in .gz or .zst), CSV (.csv, .tsv), Parquet
+    /// (.parquet); - is standard output [default: -].
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// What the output is written in; sidecar is a text file beside each image, with the folder as --output
+    /// [default: by name].
+    #[arg(long, value_name = "FORMAT", value_parser = ["jsonl", "csv", "parquet", "sidecar"])]
+    output_format: Option<String>,
+    /// Replace an output that is there; without it such a file is gone on with if its run record fits, else refused.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    overwrite: Option<bool>,
+    /// Whether to go on with an earlier run of this output: if there is one, never, or else it is an error
+    /// [default: auto].
+    #[arg(long, value_name = "WHEN", value_parser = ["auto", "never", "require"])]
+    resume: Option<String>,
+    /// Do rows with an error again and put the answers in their places.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    retry_failed: Option<bool>,
+    /// With --retry-failed: only rows with this error code; several times for several codes.
+    #[arg(long, value_name = "CODE", requires = "retry_failed")]
+    only: Vec<String>,
+    /// Finished rows are on the disk after so many seconds at most [default: 1].
+    #[arg(long, value_name = "SECONDS")]
+    sync_seconds: Option<f64>,
+    /// Or after so many finished rows [default: none].
+    #[arg(long, value_name = "ROWS")]
+    sync_rows: Option<u64>,
+    /// Rows of a row group of Parquet [default: 10000].
+    #[arg(long, value_name = "ROWS")]
+    row_group_rows: Option<u64>,
+    /// Images in CSV and Parquet: as the input has them, their paths or URLs only, or the bytes of their files
+    /// [default: keep].
+    #[arg(long, value_name = "HOW", value_parser = ["keep", "reference", "embed"])]
+    output_images: Option<String>,
+    /// Of text files beside images, what stands instead of the image's extension [default: .txt].
+    #[arg(long, value_name = "SUFFIX")]
+    sidecar_suffix: Option<String>,
     /// Longest line of the input in bytes; a longer one becomes a row with an error [default: 256MiB].
     #[arg(long, value_name = "SIZE", value_parser = quantity::bytes)]
     max_line_bytes: Option<u64>,
@@ -413,6 +484,10 @@ pub(crate) struct RunFlags {
     /// Time for each row, in seconds; what it has by then is its answer [default: none].
     #[arg(long, value_name = "SECONDS")]
     row_timeout: Option<f64>,
+    /// Stop when more rows fail than this: a number, or a share like 5% that is looked at once 100 rows are done
+    /// [default: never].
+    #[arg(long, value_name = "N|P%")]
+    max_errors: Option<String>,
     /// Say nothing but errors: no progress, no warnings, no summary.
     #[arg(long, short, action = ArgAction::SetTrue)]
     quiet: bool,
@@ -453,10 +528,26 @@ fn given(flag: bool) -> Option<bool> {
 
 impl RowFlags {
     fn add_to(self, settings: &mut Settings) {
-        settings.flag(("input", "path"), "--input", self.input);
-        settings.flag(("output", "path"), "--output", self.output);
-        settings.flag(("output", "overwrite"), "--overwrite", self.overwrite);
+        settings.flags(("input", "path"), "--input", self.input);
+        settings.flag(("input", "format"), "--input-format", self.input_format);
+        settings.flags(("input", "globs"), "--glob", self.glob);
+        settings.flag(("input", "instruction"), "--instruction", self.instruction);
+        settings.flag(("input", "instruction_suffix"), "--instruction-suffix", self.instruction_suffix);
+        settings.flag(("input", "skip"), "--skip", self.skip);
+        settings.flag(("input", "sample"), "--sample", self.sample);
         settings.flag(("input", "limit"), "--limit", self.limit);
+        settings.flag(("input", "shard"), "--shard", self.shard);
+        settings.flag(("output", "path"), "--output", self.output);
+        settings.flag(("output", "format"), "--output-format", self.output_format);
+        settings.flag(("output", "overwrite"), "--overwrite", self.overwrite);
+        settings.flag(("output", "resume"), "--resume", self.resume);
+        settings.flag(("output", "retry_failed"), "--retry-failed", self.retry_failed);
+        settings.flags(("output", "only"), "--only", self.only);
+        settings.flag(("output", "sync_seconds"), "--sync-seconds", self.sync_seconds);
+        settings.flag(("output", "sync_rows"), "--sync-rows", self.sync_rows);
+        settings.flag(("output", "row_group_rows"), "--row-group-rows", self.row_group_rows);
+        settings.flag(("output", "images"), "--output-images", self.output_images);
+        settings.flag(("output", "sidecar_suffix"), "--sidecar-suffix", self.sidecar_suffix);
         settings.flag(("input", "max_line_bytes"), "--max-line-bytes", self.max_line_bytes);
     }
 }
@@ -557,6 +648,7 @@ impl ImageFlags {
 impl RunFlags {
     fn add_to(self, settings: &mut Settings) {
         settings.flag(("run", "row_timeout"), "--row-timeout", self.row_timeout);
+        settings.flag(("run", "max_errors"), "--max-errors", self.max_errors);
         settings.flag(("run", "quiet"), "--quiet", given(self.quiet));
         settings.flag(("run", "stats"), "--stats", self.stats);
         settings.flag(("run", "progress_interval"), "--progress-interval", self.progress_interval);
@@ -595,6 +687,9 @@ mod tests {
     #[test]
     fn every_flag_sets_a_key_of_the_configuration() {
         let line = "vgen-local --input a --output b --overwrite --limit 3 --max-line-bytes 1M --system-prompt s \
+            --input-format jsonl --glob g --instruction i --instruction-suffix s --skip 1 --sample 2 --shard 1/2 \
+            --output-format jsonl --resume auto --retry-failed --only c --sync-seconds 1 --sync-rows 1 \
+            --row-group-rows 1 --output-images keep --sidecar-suffix s --max-errors 3 \
             --template t --columns a,b --image-type url --image-column i --image-position as-given \
             --image-required=false --num-generations 2 --group-generations --no-raw-input --no-raw-output \
             --input-mapping a=b --output-mapping c=d --undefined lenient --max-new-tokens 1 --min-new-tokens 1 \

@@ -81,6 +81,7 @@ impl RowSource for Samples {
             number: number as u64,
             origin: Origin { name: self.name().into(), line: Some(number as u64 + 1) },
             row: Ok(row),
+            digest: number as u32,
             share: Some((number + 1) as f64 / self.count as f64),
         }))
     }

@@ -23,8 +23,11 @@ pub const INTERRUPTED: u8 = 130;
 
 /// The exit code of a run that a fault ended, by the first word of the fault's code.
 pub fn of_fault(fault: &Fault) -> u8 {
-    if fault.code == "output.closed" {
-        return DONE;
+    match &*fault.code {
+        "output.closed" => return DONE,
+        "run.max_errors" => return SOME_ROWS_FAILED,
+        "resume.input_changed" => return INPUT,
+        _ => {}
     }
     match fault.code.as_ref() {
         "remote.spend_cap" => return SPEND_CAP,
@@ -33,7 +36,7 @@ pub fn of_fault(fault: &Fault) -> u8 {
     }
     match fault.code.split('.').next().unwrap_or_default() {
         "usage" | "config" | "task" | "template" | "sampling" | "constraint" | "device" | "output" | "row"
-        | "image" | "prompt" => USAGE,
+        | "resume" | "record" | "merge" | "image" | "prompt" => USAGE,
         "input" => INPUT,
         "model" | "hub" | "checkpoint" | "tokenizer" | "chat" | "processor" | "weights" => MODEL,
         "plan" | "memory" => PLAN,
@@ -52,6 +55,9 @@ mod tests {
             ("output.write", USAGE),
             ("config.unknown_key", USAGE),
             ("input.empty", INPUT),
+            ("resume.differs", USAGE),
+            ("resume.input_changed", INPUT),
+            ("run.max_errors", SOME_ROWS_FAILED),
             ("hub.not_found", MODEL),
             ("plan.too_large", PLAN),
             ("backend.lost", BACKEND),

@@ -10,6 +10,7 @@ mod config_file;
 mod demo;
 pub mod exit;
 mod hub;
+mod identity;
 mod interrupt;
 mod keys;
 mod local;
@@ -17,6 +18,7 @@ mod messages;
 mod print_config;
 mod progress;
 mod quantity;
+mod recorded;
 mod remote;
 mod resolve;
 mod settings;
@@ -46,6 +48,7 @@ pub fn vgen(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run(args) => commands::run(*args, &messages),
         Command::Plan(args) => commands::plan(*args, &messages),
         Command::Verify(args) => commands::verify(*args, &messages),
+        Command::Merge(args) => commands::merge(&args, &messages),
         Command::Quantize(args) => commands::quantize(&args, &messages),
         Command::Render(args) => commands::render(*args, &messages),
     };

@@ -7,17 +7,23 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use vgen_backends::mock::MockOptions;
 use vgen_core::{Constraint, Fault, SamplingParams};
-use vgen_dataset::DEFAULT_MAX_LINE_BYTES;
+use vgen_dataset::{DEFAULT_MAX_LINE_BYTES, InputFormat};
+use vgen_run::record::Durability;
 use vgen_task::TaskConfig;
 
 use crate::keys;
 use crate::quantity;
+use crate::recorded::Recorded;
 use crate::remote;
 use crate::settings::{Origin, Settings, invalid};
-use crate::table::{BackendTable, Config, Images, Input, LocalTable, Output, Place, Run};
+use crate::table::{BackendTable, Config, Images, Input, LocalTable, Output, Place, Resume, Run};
 
 /// Seconds between lines of progress where there is no terminal.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
+/// The format of OpenAI batch files: JSON lines with requests of their own.
+const BATCH: &str = "openai_batch";
+/// Input rows of a row group of Parquet.
+const ROW_GROUP_ROWS: usize = 10_000;
 const CONSTRAINTS: [&str; 3] = ["json_schema", "regex", "choice"];
 
 /// Resolves everything.
@@ -34,6 +40,7 @@ pub(crate) fn resolve(settings: &Settings) -> Result<Config, Fault> {
         images: images(settings)?,
         run: run(settings)?,
         backend,
+        recorded: Recorded::of(settings),
     })
 }
 
@@ -47,14 +54,68 @@ fn input(settings: &Settings) -> Result<Input, Fault> {
         limit => Ok(limit),
     })?;
     let max_line_bytes = size(settings, "input", "max_line_bytes")?.unwrap_or(DEFAULT_MAX_LINE_BYTES);
-    Ok(Input { place: settings.path("input", "path")?.map(place), limit, max_line_bytes })
+    let paths = settings.paths("input", "path")?;
+    let place = match paths.as_slice() {
+        [] => None,
+        [only] => Some(place(only.clone())),
+        [first, ..] if paths.iter().all(|path| path.as_os_str() != "-") => Some(Place::File(first.clone())),
+        _ => {
+            return Err(Fault::stop("usage.input", "standard input can't be one of several inputs")
+                .with_hint("name files only, or - alone"));
+        }
+    };
+    let at_least_one = |rows: u64| if rows > 0 { Ok(rows) } else { Err("expected 1 or more rows, got 0".to_owned()) };
+    let batch = settings.get("input", "format").is_some_and(|setting| setting.value == BATCH);
+    Ok(Input {
+        place,
+        paths,
+        format: match batch {
+            true => Some(InputFormat::Jsonl),
+            false => settings.parse("input", "format")?,
+        },
+        batch,
+        globs: settings.parse("input", "globs")?.unwrap_or_default(),
+        instruction: settings.parse("input", "instruction")?,
+        instruction_suffix: settings.parse("input", "instruction_suffix")?,
+        skip: settings.parse("input", "skip")?.unwrap_or_default(),
+        sample: settings.parse_with("input", "sample", at_least_one)?,
+        limit,
+        shard: settings.parse_with("input", "shard", |text: String| text.parse())?,
+        max_line_bytes,
+    })
 }
 
 fn output(settings: &Settings) -> Result<Output, Fault> {
-    Ok(Output {
+    let output = Output {
         place: settings.path("output", "path")?.map_or(Place::Standard, place),
+        format: settings.parse("output", "format")?,
         overwrite: settings.parse("output", "overwrite")?.unwrap_or(false),
-    })
+        resume: settings.parse("output", "resume")?.unwrap_or_default(),
+        retry_failed: settings.parse("output", "retry_failed")?.unwrap_or(false),
+        only: settings.parse("output", "only")?.unwrap_or_default(),
+        durability: Durability {
+            interval: settings
+                .parse_with("output", "sync_seconds", quantity::seconds)?
+                .unwrap_or(Durability::default().interval),
+            rows: settings.parse_with("output", "sync_rows", |rows: u64| match rows {
+                0 => Err("expected 1 or more rows, got 0".to_owned()),
+                rows => Ok(rows),
+            })?,
+        },
+        row_group_rows: settings
+            .parse_with("output", "row_group_rows", |rows: usize| match rows {
+                0 => Err("expected 1 or more rows, got 0".to_owned()),
+                rows => Ok(rows),
+            })?
+            .unwrap_or(ROW_GROUP_ROWS),
+        images: settings.parse("output", "images")?.unwrap_or_default(),
+        suffix: settings.parse("output", "sidecar_suffix")?.unwrap_or_else(|| ".txt".to_owned()),
+    };
+    if output.overwrite && (output.resume == Resume::Require || output.retry_failed) {
+        return Err(Fault::stop("config.value", "--overwrite begins anew: it can't go on with a run as well")
+            .with_hint("leave out one of them"));
+    }
+    Ok(output)
 }
 
 /// The task's own checks name the parameter; here they also get the place where it stands.
@@ -143,6 +204,10 @@ fn run(settings: &Settings) -> Result<Run, Fault> {
         window: settings.parse_with("run", "window", |window: usize| match window {
             0 => Err("expected 1 or more requests, got 0".to_owned()),
             window => Ok(window),
+        })?,
+        max_errors: settings.parse_with("run", "max_errors", |value: Value| match &value {
+            Value::String(text) => text.parse(),
+            value => value.to_string().parse(),
         })?,
         quiet: settings.parse("run", "quiet")?.unwrap_or(false),
         stats: settings.path("run", "stats")?,

@@ -107,6 +107,23 @@ impl Settings {
         of_table.map(|(_, name, setting)| (name.to_owned(), setting.value.clone())).collect()
     }
 
+    /// One path or a list of them, each as [`Settings::path`].
+    pub(crate) fn paths(&self, table: &str, name: &str) -> Result<Vec<PathBuf>, Fault> {
+        let list = self.parse_with(table, name, |value: Value| match value {
+            Value::Array(list) => Ok(list),
+            one => Ok(vec![one]),
+        })?;
+        let mut paths = Vec::new();
+        for value in list.unwrap_or_default() {
+            let mut one = Settings::default();
+            if let Some(setting) = self.get(table, name) {
+                one.set(table, name, value, setting.origin.clone());
+            }
+            paths.extend(one.path(table, name)?);
+        }
+        Ok(paths)
+    }
+
     /// A path: as given on the command line, relative to the config file's folder in one.
     pub(crate) fn path(&self, table: &str, name: &str) -> Result<Option<PathBuf>, Fault> {
         let Some(path) = self.parse::<PathBuf>(table, name)? else { return Ok(None) };

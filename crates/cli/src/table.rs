@@ -3,10 +3,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::Deserialize;
 use vgen_backends::mock::MockOptions;
 use vgen_core::SamplingParams;
+use vgen_dataset::{ImageStorage, InputFormat, OutputFormat, Shard};
+use vgen_run::MaxErrors;
+use vgen_run::record::Durability;
 use vgen_task::TaskConfig;
 
+use crate::recorded::Recorded;
 use crate::remote::table::RemoteTable;
 
 /// A file, or standard input or output.
@@ -28,13 +33,25 @@ pub(crate) struct Config {
     pub(crate) images: Images,
     pub(crate) run: Run,
     pub(crate) backend: BackendTable,
+    pub(crate) recorded: Recorded,
 }
 
 /// `[input]`
 #[derive(Clone, Debug)]
 pub(crate) struct Input {
     pub(crate) place: Option<Place>,
+    /// Files, patterns and folders, as they were named.
+    pub(crate) paths: Vec<PathBuf>,
+    pub(crate) format: Option<InputFormat>,
+    /// The rows are requests of an OpenAI batch file, for sure; else the first row tells.
+    pub(crate) batch: bool,
+    pub(crate) globs: Vec<String>,
+    pub(crate) instruction: Option<String>,
+    pub(crate) instruction_suffix: Option<String>,
+    pub(crate) skip: u64,
+    pub(crate) sample: Option<u64>,
     pub(crate) limit: Option<u64>,
+    pub(crate) shard: Option<Shard>,
     pub(crate) max_line_bytes: u64,
 }
 
@@ -42,7 +59,28 @@ pub(crate) struct Input {
 #[derive(Clone, Debug)]
 pub(crate) struct Output {
     pub(crate) place: Place,
+    pub(crate) format: Option<OutputFormat>,
     pub(crate) overwrite: bool,
+    pub(crate) resume: Resume,
+    pub(crate) retry_failed: bool,
+    pub(crate) only: Vec<String>,
+    pub(crate) durability: Durability,
+    pub(crate) row_group_rows: usize,
+    pub(crate) images: ImageStorage,
+    pub(crate) suffix: String,
+}
+
+/// Whether an earlier run is gone on with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Resume {
+    /// If there is one.
+    #[default]
+    Auto,
+    /// In no case.
+    Never,
+    /// In any case: else it is an error.
+    Require,
 }
 
 /// `[images]`; what is `None` has the fetcher's default.
@@ -62,6 +100,7 @@ pub(crate) struct Images {
 pub(crate) struct Run {
     pub(crate) row_timeout: Option<Duration>,
     pub(crate) window: Option<usize>,
+    pub(crate) max_errors: Option<MaxErrors>,
     pub(crate) quiet: bool,
     pub(crate) stats: Option<PathBuf>,
     pub(crate) progress_interval: Duration,

@@ -49,8 +49,30 @@ impl Row {
 
     /// The row as one line of JSON.
     pub fn to_json(&self) -> String {
-        // A map of strings to JSON texts always serialises.
-        serde_json::to_string(&self.columns).unwrap_or_default()
+        let mut text = Vec::new();
+        self.write_json(&mut text);
+        // Names and values are texts, and so is what joins them.
+        String::from_utf8(text).unwrap_or_default()
+    }
+
+    /// Appends the row as JSON, without a line end.
+    pub fn write_json(&self, out: &mut Vec<u8>) {
+        out.push(b'{');
+        for (at, (name, value)) in self.iter().enumerate() {
+            if at > 0 {
+                out.push(b',');
+            }
+            // A text always serialises, and a vector takes everything.
+            let _ = serde_json::to_writer(&mut *out, name);
+            out.push(b':');
+            out.extend_from_slice(value.get().as_bytes());
+        }
+        out.push(b'}');
+    }
+
+    /// About how much memory the names and values take, in bytes.
+    pub fn size(&self) -> usize {
+        self.iter().map(|(name, value)| name.len() + value.get().len()).sum()
     }
 
     /// Column names in order.

@@ -39,6 +39,28 @@ pub enum DatasetError {
         /// How to convert it.
         hint: &'static str,
     },
+    /// Not Parquet, or broken.
+    #[error("input {name} is no Parquet file that can be read: {what}")]
+    InputParquet {
+        /// Which file.
+        name: String,
+        /// What the reader said.
+        what: String,
+    },
+    /// A pattern for file names that is none.
+    #[error("{pattern:?} is no pattern for paths: {what}")]
+    InputGlob {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A pattern that no file matches.
+    #[error("no file matches {0:?}")]
+    InputNoMatch(String),
+    /// Standard input can't be read twice, or not in this format.
+    #[error("standard input can't be used: {0}")]
+    InputStandard(&'static str),
     /// Reading broke off.
     #[error("{origin}: reading failed: {source}")]
     InputRead {
@@ -57,6 +79,14 @@ pub enum DatasetError {
         what: String,
         /// The line holds a bare `NaN` or `Infinity`.
         not_a_number: bool,
+    },
+    /// The line has not as many values as the header has names.
+    #[error("{origin}: {what}")]
+    RowCsv {
+        /// Which line.
+        origin: Origin,
+        /// How many of each.
+        what: String,
     },
     /// The line is not UTF-8.
     #[error("{origin}: byte {byte} of the line is not UTF-8")]
@@ -86,8 +116,13 @@ pub enum DatasetError {
         input: PathBuf,
     },
     /// Another run writes there.
-    #[error("output {} is being written by another run", .0.display())]
-    OutputLocked(PathBuf),
+    #[error("output {} is being written by another run{who}", path.display())]
+    OutputLocked {
+        /// The output's path.
+        path: PathBuf,
+        /// Which run, as far as it is known.
+        who: String,
+    },
     /// The output can't be opened.
     #[error("output {} can't be written: {source}", path.display())]
     OutputOpen {
@@ -106,6 +141,14 @@ pub enum DatasetError {
         #[source]
         source: io::Error,
     },
+    /// A row can't be put in the output's form.
+    #[error("a row can't be written to {name}: {what}")]
+    OutputRow {
+        /// Which file.
+        name: String,
+        /// What is wrong with it.
+        what: String,
+    },
     /// The reader of the pipe went away.
     #[error("the reader of {0} went away")]
     OutputClosed(String),
@@ -120,22 +163,32 @@ impl DatasetError {
             Self::InputOpen { .. } => "input.open",
             Self::InputEmpty(_) => "input.empty",
             Self::InputFormat { .. } => "input.format",
+            Self::InputParquet { .. } => "input.parquet",
+            Self::InputGlob { .. } => "input.glob",
+            Self::InputNoMatch(_) => "input.no_match",
+            Self::InputStandard(_) => "input.standard",
             Self::InputRead { .. } => "input.read",
             Self::RowJson { .. } => "row.json",
+            Self::RowCsv { .. } => "row.csv",
             Self::RowUtf8 { .. } => "row.utf8",
             Self::RowTooLong { .. } => "row.too_long",
             Self::OutputExists(_) => "output.exists",
             Self::OutputIsInput { .. } => "output.is_input",
-            Self::OutputLocked(_) => "output.locked",
+            Self::OutputLocked { .. } => "output.locked",
             Self::OutputOpen { .. } => "output.open",
             Self::OutputWrite { .. } => "output.write",
+            Self::OutputRow { .. } => "output.row",
             Self::OutputClosed(_) => "output.closed",
         }
     }
 
     fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::InputIsFolder(_) => "name a file of JSON lines, one object a line".into(),
+            Self::InputIsFolder(_) => "it has no images; name files in it, for example --input 'folder/*.jsonl'".into(),
+            Self::InputParquet { .. } => "write it again, or name another file".into(),
+            Self::InputNoMatch(_) => "quote the pattern, so that the shell leaves it alone".into(),
+            Self::InputStandard(_) => "save it to a file and name that".into(),
+            Self::RowCsv { .. } => "quote values that hold the separator or line ends".into(),
             Self::InputFormat { hint, .. } => (*hint).into(),
             Self::RowJson { not_a_number: true, .. } => {
                 "NaN and Infinity are not JSON; write null (Python: json.dumps(..., allow_nan=False) finds them)".into()
@@ -144,7 +197,7 @@ impl DatasetError {
             Self::RowTooLong { .. } => "raise --max-line-bytes, or put images in files instead of in the row".into(),
             Self::OutputExists(_) => "add --overwrite to replace it, or name another file".into(),
             Self::OutputIsInput { .. } => "name another output: the input would be lost".into(),
-            Self::OutputLocked(_) => "wait for the other run, or name another file".into(),
+            Self::OutputLocked { .. } => "wait for the other run, or name another file".into(),
             Self::OutputOpen { path, source } if source.kind() == io::ErrorKind::NotFound => {
                 match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
                     Some(parent) => format!("create the folder first: mkdir -p {}", parent.display()),
@@ -152,7 +205,7 @@ impl DatasetError {
                 }
             }
             Self::OutputWrite { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                "the disk is full; the output ends with its last whole row".into()
+                "the disk is full; make space and run again to go on from there".into()
             }
             _ => return None,
         })
@@ -162,9 +215,10 @@ impl DatasetError {
 impl From<DatasetError> for Fault {
     fn from(error: DatasetError) -> Self {
         let class = match error {
-            DatasetError::RowJson { .. } | DatasetError::RowUtf8 { .. } | DatasetError::RowTooLong { .. } => {
-                FaultClass::Row
-            }
+            DatasetError::RowJson { .. }
+            | DatasetError::RowCsv { .. }
+            | DatasetError::RowUtf8 { .. }
+            | DatasetError::RowTooLong { .. } => FaultClass::Row,
             _ => FaultClass::Stop,
         };
         let mut fault = Fault::new(class, error.code(), error.to_string());

@@ -1,8 +1,10 @@
 //! Row sources and row sinks: where rows come from and where answers go.
 //!
 //! A [`RowSource`] hands out one row after the other and never holds more than one; a [`RowSink`] takes the output
-//! rows of one input row after the other. [`JsonlSource`] and [`JsonlSink`] are those of JSON lines, plain, gzip or
-//! zstd. Other formats implement the same two traits.
+//! rows of one input row after the other. [`open`] finds the source for files, globs and folders by what they are
+//! ([`JsonlSource`], [`CsvSource`], [`ParquetSource`], [`ImageFolder`]); [`OutputLayout`] makes the sink for a file
+//! ([`FileSink`]), which can be continued after an interruption so that its bytes are those of an uninterrupted run.
+//! [`JsonlSink`] writes to a stream, [`SidecarSink`] text files beside images.
 //!
 //! ```
 //! use vgen_dataset::{JsonlSink, JsonlSource, RowSink, RowSource};
@@ -21,12 +23,31 @@
 //! # Ok::<(), vgen_core::Fault>(())
 //! ```
 
+mod chain;
+mod columns;
+mod csv;
 mod error;
+mod file_sink;
+mod images;
+mod input;
 mod jsonl;
+mod lookahead;
+mod output;
+mod parquet;
+mod select;
 mod sink;
 mod source;
 
+pub use columns::{Column, ColumnType, ImageStorage, UNFIT, infer, store_images};
+pub use csv::CsvSource;
 pub use error::DatasetError;
-pub use jsonl::{DEFAULT_MAX_LINE_BYTES, JsonlOptions, JsonlSink, JsonlSource, SinkOptions};
-pub use sink::RowSink;
-pub use source::{Origin, RowSource, SourceRow};
+pub use file_sink::FileSink;
+pub use images::{FolderOptions, ImageFolder, SidecarOptions, SidecarSink};
+pub use input::{InputFormat, InputOptions, expand, open, stdin};
+pub use jsonl::{DEFAULT_MAX_LINE_BYTES, JsonlOptions, JsonlSink, JsonlSource};
+pub use lookahead::Lookahead;
+pub use output::{OutputFormat, OutputLayout, check_is_no_input};
+pub use parquet::ParquetSource;
+pub use select::{Selected, Selection, Shard};
+pub use sink::{Mark, RowSink};
+pub use source::{Origin, RowSource, Skipped, SourceRow};

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use vgen_core::{Fault, Row};
 
+use crate::columns::Column;
+
 /// Where a row stands in its source, for messages: `rows.jsonl line 3`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
@@ -36,6 +38,18 @@ pub struct SourceRow {
     pub row: Result<Row, Fault>,
     /// The share of the source up to and with this row, 0 to 1, if the source knows its size.
     pub share: Option<f64>,
+    /// Checksum of the source's content up to and with this row: the same in the next run unless something in front
+    /// of the row, or the row itself, changed.
+    pub digest: u32,
+}
+
+/// How far [`RowSource::skip`] came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Skipped {
+    /// Rows passed over: fewer than wanted at the end of the source.
+    pub rows: u64,
+    /// [`SourceRow::digest`] of the last of them.
+    pub digest: u32,
 }
 
 /// Where rows come from, one after the other.
@@ -43,7 +57,7 @@ pub trait RowSource: Send {
     /// The file's path as it was given, or what else names the source in messages.
     fn name(&self) -> &str;
 
-    /// The folder against which relative image paths of the rows are resolved.
+    /// The folder against which relative image paths are resolved, of the row that was handed out last.
     fn folder(&self) -> Option<&Path>;
 
     /// The next row; `None` at the end. A row that can't be read is `Ok` with a fault inside: the next call goes on
@@ -52,6 +66,24 @@ pub trait RowSource: Send {
     /// # Errors
     /// A fault of class `Stop` (codes `input.*`) when nothing more can be read.
     fn next_row(&mut self) -> Result<Option<SourceRow>, Fault>;
+
+    /// Passes over rows, where possible without reading what is in them.
+    ///
+    /// # Errors
+    /// As [`RowSource::next_row`].
+    fn skip(&mut self, rows: u64) -> Result<Skipped, Fault> {
+        let mut skipped = Skipped::default();
+        while skipped.rows < rows {
+            let Some(row) = self.next_row()? else { break };
+            skipped = Skipped { rows: skipped.rows + 1, digest: row.digest };
+        }
+        Ok(skipped)
+    }
+
+    /// The columns, if the source has a schema.
+    fn columns(&self) -> Option<Vec<Column>> {
+        None
+    }
 }
 
 impl<S: RowSource + ?Sized> RowSource for Box<S> {
@@ -65,5 +97,13 @@ impl<S: RowSource + ?Sized> RowSource for Box<S> {
 
     fn next_row(&mut self) -> Result<Option<SourceRow>, Fault> {
         (**self).next_row()
+    }
+
+    fn skip(&mut self, rows: u64) -> Result<Skipped, Fault> {
+        (**self).skip(rows)
+    }
+
+    fn columns(&self) -> Option<Vec<Column>> {
+        (**self).columns()
     }
 }

@@ -8,7 +8,10 @@ use std::sync::{Arc, Mutex};
 
 use tempfile::TempDir;
 use vgen_core::{Fault, FaultClass, Row};
-use vgen_dataset::{JsonlOptions, JsonlSink, JsonlSource, RowSink, RowSource, SinkOptions, SourceRow};
+use vgen_dataset::{
+    FileSink, JsonlOptions, JsonlSink, JsonlSource, OutputFormat, OutputLayout, RowSink, RowSource, SourceRow,
+    check_is_no_input,
+};
 
 fn all(source: &mut JsonlSource) -> Vec<SourceRow> {
     std::iter::from_fn(|| source.next_row().unwrap()).collect()
@@ -20,6 +23,11 @@ fn read(bytes: &'static [u8]) -> Vec<SourceRow> {
 
 fn open(path: &Path) -> Result<JsonlSource, Fault> {
     JsonlSource::open(path, JsonlOptions::default())
+}
+
+fn create(path: &Path) -> Result<FileSink, Fault> {
+    let format = OutputFormat::of_path(path);
+    OutputLayout { format, columns: Vec::new(), group_rows: 1, reference_column: None }.create(path, None)
 }
 
 fn code<T>(result: Result<T, Fault>) -> String {
@@ -129,15 +137,15 @@ fn compressed_outputs_are_read_back_and_hold_whole_members_before_the_end() {
     let folder = TempDir::new().unwrap();
     for name in ["rows.jsonl.gz", "rows.jsonl.zst"] {
         let path = folder.path().join(name);
-        let mut sink = JsonlSink::create(&path, &SinkOptions::default()).unwrap();
-        let padding = "p".repeat(100);
+        let mut sink = create(&path).unwrap();
+        let padding = "p".repeat(300);
         for number in 0..5_000 {
             sink.write(number, &[row(&format!("{{\"id\":{number},\"p\":\"{padding}\"}}"))]).unwrap();
             sink.flush().unwrap();
         }
         // As after a crash: the members so far, without the last rows.
         let so_far = all(&mut open(&path).unwrap());
-        assert!((2_000..5_000).contains(&so_far.len()), "{}", so_far.len());
+        assert!((1_000..5_000).contains(&so_far.len()), "{}", so_far.len());
         assert!(so_far.iter().all(|row| row.row.is_ok()));
         sink.finish().unwrap();
         let rows = all(&mut open(&path).unwrap());
@@ -160,11 +168,9 @@ fn an_output_with_content_is_refused_and_kept_until_the_first_row() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("out.jsonl");
     fs::write(&path, "{\"old\":1}\n").unwrap();
-    assert_eq!(code(JsonlSink::create(&path, &SinkOptions::default())), "output.exists");
-    let overwrite = SinkOptions { overwrite: true, input: None };
-    drop(JsonlSink::create(&path, &overwrite).unwrap());
+    drop(create(&path).unwrap());
     assert_eq!(fs::read_to_string(&path).unwrap(), "{\"old\":1}\n");
-    let mut sink = JsonlSink::create(&path, &overwrite).unwrap();
+    let mut sink = create(&path).unwrap();
     sink.write(0, &[row("{}")]).unwrap();
     sink.flush().unwrap();
     assert_eq!(fs::read_to_string(&path).unwrap(), "{}\n");
@@ -174,9 +180,9 @@ fn an_output_with_content_is_refused_and_kept_until_the_first_row() {
 fn an_output_that_never_got_a_row_is_not_left_behind_but_an_empty_run_is() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("out.jsonl");
-    drop(JsonlSink::create(&path, &SinkOptions::default()).unwrap());
+    drop(create(&path).unwrap());
     assert!(!path.exists());
-    JsonlSink::create(&path, &SinkOptions::default()).unwrap().finish().unwrap();
+    create(&path).unwrap().finish().unwrap();
     assert_eq!(fs::read_to_string(&path).unwrap(), "");
 }
 
@@ -191,24 +197,15 @@ fn the_input_is_never_the_output_under_any_name() {
     let hard = folder.path().join("hard.jsonl");
     fs::hard_link(&input, &hard).unwrap();
     for output in [&input, &soft, &hard, &folder.path().join(".").join("rows.jsonl")] {
-        let options = SinkOptions { overwrite: true, input: Some(input.clone()) };
-        assert_eq!(code(JsonlSink::create(output, &options)), "output.is_input");
+        assert_eq!(code(check_is_no_input(output, std::slice::from_ref(&input))), "output.is_input");
     }
     assert_eq!(fs::read_to_string(&input).unwrap(), "{}\n");
 }
 
 #[test]
-fn two_runs_cannot_write_one_output() {
-    let folder = TempDir::new().unwrap();
-    let path = folder.path().join("out.jsonl");
-    let _first = JsonlSink::create(&path, &SinkOptions::default()).unwrap();
-    assert_eq!(code(JsonlSink::create(&path, &SinkOptions::default())), "output.locked");
-}
-
-#[test]
 fn an_output_in_no_folder_says_how_to_make_it() {
     let folder = TempDir::new().unwrap();
-    let fault = JsonlSink::create(&folder.path().join("no").join("out.jsonl"), &SinkOptions::default()).err().unwrap();
+    let fault = create(&folder.path().join("no").join("out.jsonl")).err().unwrap();
     assert_eq!(fault.code, "output.open");
     assert!(fault.hint.unwrap().starts_with("create the folder first: mkdir -p "));
 }

@@ -9,8 +9,9 @@ use vgen_core::{Backend, CancelToken, Fault, FaultClass, Reply, Request, Respons
 use vgen_dataset::{Origin, RowSource};
 use vgen_task::{Rendered, RowContext};
 
-use crate::Task;
 use crate::gate::Gate;
+use crate::record::KnownRow;
+use crate::{KnownRows, Task};
 
 /// What the feeder, and the backend's replies, tell the pipeline.
 pub(crate) enum Event {
@@ -30,17 +31,26 @@ pub(crate) struct Answered {
     pub(crate) asked: Asked,
     /// Whether it was at the backend, and so counts as in flight until now.
     pub(crate) submitted: bool,
-    pub(crate) result: Result<Response, Fault>,
+    pub(crate) outcome: Outcome,
+}
+
+/// What became of a row.
+pub(crate) enum Outcome {
+    /// The backend's answer, or why there is none.
+    Result(Result<Response, Fault>),
+    /// It was done before.
+    Known(Box<KnownRow>),
 }
 
 /// A row on its way.
 pub(crate) struct Asked {
-    /// Its place among the rows of this run, from 0 without gaps.
+    /// Its place among the rows of the output, without gaps.
     pub(crate) sequence: u64,
     /// Its number in the source.
     pub(crate) number: u64,
     pub(crate) origin: Origin,
     pub(crate) share: Option<f64>,
+    pub(crate) digest: u32,
     pub(crate) row: Row,
     pub(crate) rendered: Option<Rendered>,
 }
@@ -51,7 +61,9 @@ pub(crate) struct Feeder {
     pub(crate) task: Arc<dyn Task>,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) sampling: SamplingParams,
-    pub(crate) limit: Option<u64>,
+    /// Rows that are in the output already and were skipped in the source.
+    pub(crate) first: u64,
+    pub(crate) known: Box<dyn KnownRows>,
     pub(crate) row_timeout: Option<Duration>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) cancel: CancelToken,
@@ -66,14 +78,16 @@ impl Feeder {
     }
 
     fn feed(&mut self, exhausted: &mut bool) -> Result<(), Fault> {
-        let mut read = 0;
-        while self.limit.is_none_or(|limit| read < limit) && self.gate.admit_row() {
+        let mut sequence = self.first;
+        while self.gate.admit_row() {
             let Some(row) = self.source.next_row()? else {
                 *exhausted = true;
                 break;
             };
+            let known = self.known.take(sequence, row.digest)?;
             let (values, rendered) = match row.row {
-                Err(fault) => (Row::new(), Err(fault)),
+                _ if known.is_some() => (Row::new(), None),
+                Err(fault) => (Row::new(), Some(Err(fault))),
                 Ok(values) => {
                     let context = RowContext {
                         number: row.number,
@@ -81,45 +95,61 @@ impl Feeder {
                         base_dir: self.source.folder(),
                     };
                     let rendered = self.task.render(&values, &context);
-                    (values, rendered)
+                    (values, Some(rendered))
                 }
             };
             let row = Asked {
-                sequence: read,
+                sequence,
                 number: row.number,
                 origin: row.origin,
                 share: row.share,
+                digest: row.digest,
                 row: values,
                 rendered: None,
             };
-            read += 1;
-            match rendered {
-                Err(fault) if fault.class == FaultClass::Stop => return Err(fault),
-                Err(fault) => row.send(Err(fault), false, &self.events),
-                Ok(rendered) if self.gate.admit_request() => self.submit(row, rendered),
-                Ok(_) => break,
+            sequence += 1;
+            match (known, rendered) {
+                (Some(known), _) => row.send(Outcome::Known(Box::new(known)), false, &self.events),
+                (None, Some(Err(fault))) if fault.class == FaultClass::Stop => return Err(fault),
+                (None, Some(Err(fault))) => row.send(Outcome::Result(Err(fault)), false, &self.events),
+                (None, Some(Ok(rendered))) if self.gate.admit_request() => self.submit(row, rendered),
+                (None, _) => break,
             }
         }
         Ok(())
     }
 
     fn submit(&self, mut row: Asked, rendered: Rendered) {
+        let own = match self.task.own_sampling(&row.row, &self.sampling) {
+            Ok(own) => own,
+            Err(fault) => return row.send(Outcome::Result(Err(fault)), true, &self.events),
+        };
+        let (sampling, num_generations) = match own {
+            None => (self.sampling.clone(), self.task.num_generations()),
+            Some((sampling, count)) => match self.backend.check(&sampling, count) {
+                Ok(()) => (sampling, count),
+                Err(fault) => {
+                    let fault = Fault { class: FaultClass::Row, ..fault };
+                    return row.send(Outcome::Result(Err(fault)), true, &self.events);
+                }
+            },
+        };
         let messages = rendered.messages.clone();
         row.rendered = Some(rendered);
         let request = Request {
-            num_generations: self.task.num_generations(),
+            num_generations,
             deadline: self.row_timeout.map(|timeout| Instant::now() + timeout),
             cancel: self.cancel.clone(),
-            ..Request::new(row.number, messages, self.sampling.clone())
+            ..Request::new(row.number, messages, sampling)
         };
         self.backend.submit(request, Box::new(RowReply { row: Some(row), events: self.events.clone() }));
     }
 }
 
 impl Asked {
-    fn send(self, result: Result<Response, Fault>, submitted: bool, events: &Sender<Event>) {
+    fn send(self, outcome: Outcome, submitted: bool, events: &Sender<Event>) {
         // After a stop nobody listens any more.
-        let _ = events.send(Event::Answered(Box::new(Answered { asked: self, submitted, result })));
+        let _ = events.send(Event::Answered(Box::new(Answered { asked: self, submitted, outcome })));
     }
 }
 
@@ -133,7 +163,7 @@ struct RowReply {
 impl Reply for RowReply {
     fn done(mut self: Box<Self>, result: Result<Response, Fault>) {
         if let Some(row) = self.row.take() {
-            row.send(result, true, &self.events);
+            row.send(Outcome::Result(result), true, &self.events);
         }
     }
 }
@@ -142,7 +172,7 @@ impl Drop for RowReply {
     fn drop(&mut self) {
         if let Some(row) = self.row.take() {
             let lost = Fault::stop("backend.lost", format!("{}: the backend gave no answer", row.origin));
-            row.send(Err(lost), true, &self.events);
+            row.send(Outcome::Result(Err(lost)), true, &self.events);
         }
     }
 }

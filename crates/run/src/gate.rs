@@ -43,14 +43,14 @@ impl Gate {
         true
     }
 
-    /// A request was answered.
-    pub(crate) fn answered(&self) {
-        self.change(|state| state.in_flight -= 1);
-    }
-
-    /// A row was written.
-    pub(crate) fn written(&self) {
-        self.change(|state| state.unwritten -= 1);
+    /// So many requests were answered, and so many rows written.
+    pub(crate) fn free(&self, answered: usize, written: usize) {
+        if answered + written > 0 {
+            self.change(|state| {
+                state.in_flight -= answered;
+                state.unwritten -= written;
+            });
+        }
     }
 
     /// Admits nothing more. From here on the number of requests in flight only falls.

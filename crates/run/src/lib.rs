@@ -20,14 +20,21 @@
 //! # Ok::<(), vgen_core::Fault>(())
 //! ```
 
+mod errors;
 mod feed;
 mod gate;
+mod known;
+mod merge;
 mod pipeline;
 mod progress;
+pub mod record;
 mod reorder;
 mod task;
 mod verify;
 
+pub use errors::MaxErrors;
+pub use known::{JournalRows, KnownRows, OldRows, check_skipped};
+pub use merge::{Merged, merge};
 pub use pipeline::{Pipeline, RunError};
 pub use progress::{Observer, Progress, Summary};
 pub use task::Task;

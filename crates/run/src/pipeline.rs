@@ -12,16 +12,22 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 use vgen_core::{Backend, CancelToken, Fault, FaultClass, FinishReason, Response, Row, SamplingParams};
 use vgen_dataset::{DatasetError, Origin, RowSink, RowSource};
 
-use crate::feed::{Answered, Asked, Event, Feeder};
+use crate::errors::{ErrorCount, MaxErrors};
+use crate::feed::{Answered, Asked, Event, Feeder, Outcome};
 use crate::gate::Gate;
 use crate::progress::Tally;
+use crate::record::{KnownRow, Ledger, RunFolder, RunState};
 use crate::reorder::Reorder;
-use crate::{Observer, Progress, Summary, Task};
+use crate::{KnownRows, Observer, Progress, Summary, Task};
 
 /// Rows read but not yet written, for each request in flight, unless told otherwise.
 const REORDER_FACTOR: usize = 4;
+/// Rows after which the feeder hears that there is room.
+const BATCH: usize = 8;
 /// How often a waiting run looks whether it was stopped.
 const TICK: Duration = Duration::from_millis(25);
+/// After a stop, rows in flight get this long to end.
+const PATIENCE: Duration = Duration::from_secs(7);
 /// How often the observer hears of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -32,7 +38,9 @@ pub struct Pipeline {
     backend: Arc<dyn Backend>,
     sink: Box<dyn RowSink>,
     sampling: SamplingParams,
-    limit: Option<u64>,
+    ledger: Option<Ledger>,
+    known: Box<dyn KnownRows>,
+    max_errors: Option<MaxErrors>,
     window: Option<usize>,
     reorder_rows: Option<usize>,
     row_timeout: Option<Duration>,
@@ -70,7 +78,9 @@ impl Pipeline {
             backend,
             sink: Box::new(sink),
             sampling: SamplingParams::default(),
-            limit: None,
+            ledger: None,
+            known: Box::new(()),
+            max_errors: None,
             window: None,
             reorder_rows: None,
             row_timeout: None,
@@ -86,10 +96,19 @@ impl Pipeline {
         self
     }
 
-    /// Ends the run after that many rows.
+    /// Keeps a record of the run, by which it can be gone on with. Source and sink stand where the record does; `known`
+    /// has rows that are not asked about again.
     #[must_use]
-    pub fn limit(mut self, rows: u64) -> Self {
-        self.limit = Some(rows);
+    pub fn record(mut self, ledger: Ledger, known: impl KnownRows + 'static) -> Self {
+        self.ledger = Some(ledger);
+        self.known = Box::new(known);
+        self
+    }
+
+    /// Ends the run when too many rows fail.
+    #[must_use]
+    pub fn max_errors(mut self, max: MaxErrors) -> Self {
+        self.max_errors = Some(max);
         self
     }
 
@@ -114,7 +133,8 @@ impl Pipeline {
         self
     }
 
-    /// A token that ends the run early: no more rows are read, rows in flight are given up, finished ones written.
+    /// A token that ends the run early: no more rows are read, rows in flight are given up, finished ones written; with a
+    /// record, those that would leave a gap are kept in it.
     #[must_use]
     pub fn stop_with(mut self, token: CancelToken) -> Self {
         self.stop = token;
@@ -138,6 +158,14 @@ impl Pipeline {
     /// source without rows or one that can't be read, a lost backend, a sink that can't be written. What was finished
     /// by then is written.
     pub fn run(self) -> Result<Summary, RunError> {
+        self.run_recorded().map(|(summary, _)| summary)
+    }
+
+    /// As [`Pipeline::run`]; gives back the folder of the run record, still locked.
+    ///
+    /// # Errors
+    /// As [`Pipeline::run`].
+    pub fn run_recorded(self) -> Result<(Summary, Option<RunFolder>), RunError> {
         let started = Instant::now();
         let refuse = |fault| RunError { fault, summary: Box::default() };
         let num_generations = self.task.num_generations();
@@ -151,6 +179,8 @@ impl Pipeline {
         let gate = Arc::new(Gate::new(window, capacity));
         let cancel = CancelToken::default();
         let (events, received) = unbounded();
+        let first = self.ledger.as_ref().map_or(0, Ledger::first_sequence);
+        let summary = self.ledger.as_ref().map_or_else(Summary::default, |ledger| Summary::of_earlier(ledger.counts()));
         let name = self.source.name().to_owned();
         // The feeder ends with the last question; a backend that goes away then takes the last answers with it.
         let _until_answered = Arc::clone(&self.backend);
@@ -159,7 +189,8 @@ impl Pipeline {
             task: Arc::clone(&self.task),
             backend: self.backend,
             sampling: self.sampling,
-            limit: self.limit,
+            first,
+            known: self.known,
             row_timeout: self.row_timeout,
             gate: Arc::clone(&gate),
             cancel: cancel.clone(),
@@ -173,14 +204,17 @@ impl Pipeline {
             observer: self.observer,
             gate,
             cancel,
-            limit: self.limit,
+            ledger: self.ledger,
+            errors: ErrorCount::new(self.max_errors),
             started,
             reported: started,
-            reorder: Reorder::new(),
-            summary: Summary::default(),
+            stopped: None,
+            reorder: Reorder::new(first),
+            summary,
             share: None,
             ended: None,
             unwritten: 0,
+            answered: 0,
             fault: None,
             stopping: false,
             sink_lost: false,
@@ -197,9 +231,12 @@ struct Writer {
     observer: Box<dyn Observer>,
     gate: Arc<Gate>,
     cancel: CancelToken,
-    limit: Option<u64>,
+    ledger: Option<Ledger>,
+    errors: ErrorCount,
     started: Instant,
     reported: Instant,
+    /// When the run was told to stop.
+    stopped: Option<Instant>,
     reorder: Reorder<Finished>,
     summary: Summary,
     share: Option<f64>,
@@ -207,6 +244,8 @@ struct Writer {
     ended: Option<bool>,
     /// Rows in the reorder buffer.
     unwritten: usize,
+    /// Answers that the gate has not heard of.
+    answered: usize,
     fault: Option<Fault>,
     stopping: bool,
     /// Writing failed: trying again would only fail again, or tear the output.
@@ -215,11 +254,47 @@ struct Writer {
 
 /// A row that only waits for its turn.
 struct Finished {
+    sequence: u64,
     number: u64,
     origin: Origin,
     share: Option<f64>,
+    digest: u32,
     rows: Vec<Row>,
     tally: Tally,
+    /// It can be had again without the backend.
+    journaled: bool,
+}
+
+impl Finished {
+    fn known(self) -> KnownRow {
+        KnownRow {
+            sequence: self.sequence,
+            number: self.number,
+            origin: self.origin.to_string(),
+            digest: Some(self.digest),
+            rows: self.rows,
+            codes: self.tally.codes,
+            input_tokens: self.tally.input_tokens,
+            output_tokens: self.tally.output_tokens,
+        }
+    }
+
+    /// For the journal, once.
+    fn early(&mut self) -> Option<KnownRow> {
+        if std::mem::replace(&mut self.journaled, true) {
+            return None;
+        }
+        Some(KnownRow {
+            sequence: self.sequence,
+            number: self.number,
+            origin: self.origin.to_string(),
+            digest: Some(self.digest),
+            rows: self.rows.clone(),
+            codes: self.tally.codes.clone(),
+            input_tokens: self.tally.input_tokens,
+            output_tokens: self.tally.output_tokens,
+        })
+    }
 }
 
 impl Writer {
@@ -242,6 +317,10 @@ impl Writer {
             if self.reported.elapsed() >= PROGRESS_INTERVAL {
                 self.report();
             }
+            self.commit();
+            if self.stopped.is_some_and(|stopped| stopped.elapsed() >= PATIENCE) {
+                return;
+            }
             let idle = self.gate.in_flight() == 0 && received.is_empty();
             if idle && (self.stopping || (self.ended.is_some() && self.unwritten == 0)) {
                 return;
@@ -263,10 +342,18 @@ impl Writer {
     }
 
     fn take_answer(&mut self, answered: Answered) {
-        let Answered { asked, submitted, result } = answered;
-        if submitted {
-            self.gate.answered();
-        }
+        let Answered { asked, submitted, outcome } = answered;
+        self.answered += usize::from(submitted);
+        let result = match outcome {
+            Outcome::Result(result) => result,
+            Outcome::Known(known) => {
+                let Asked { sequence, number, origin, share, digest, .. } = asked;
+                let tally = Tally::of_known(&known);
+                let rows = known.rows;
+                self.put(Finished { sequence, number, origin, share, digest, rows, tally, journaled: true });
+                return;
+            }
+        };
         if submitted && self.stopping && !is_whole(&result) {
             return;
         }
@@ -276,17 +363,31 @@ impl Writer {
             _ => {}
         }
         let rows = self.task.output_rows(&asked.row, asked.rendered.as_ref(), &result);
-        let Asked { sequence, number, origin, share, .. } = asked;
+        let Asked { sequence, number, origin, share, digest, .. } = asked;
+        let tally = Tally::of(&result);
+        if let Some(ledger) = &mut self.ledger {
+            ledger.row_finished();
+            ledger.timed(sequence, &tally.timings, tally.first_timings.as_ref());
+        }
+        self.put(Finished { sequence, number, origin, share, digest, rows, tally, journaled: false });
+    }
+
+    fn put(&mut self, finished: Finished) {
         self.unwritten += 1;
-        self.reorder.put(sequence, Finished { number, origin, share, rows, tally: Tally::of(&result) });
+        self.reorder.put(finished.sequence, finished);
     }
 
     fn write_ready(&mut self) {
+        let mut written = 0;
         while let Some(finished) = self.reorder.next() {
             self.unwritten -= 1;
-            self.gate.written();
+            written += 1;
             self.write(finished);
+            if written == BATCH {
+                self.gate.free(std::mem::take(&mut self.answered), std::mem::take(&mut written));
+            }
         }
+        self.gate.free(std::mem::take(&mut self.answered), written);
         self.flush();
     }
 
@@ -294,24 +395,46 @@ impl Writer {
         if self.sink_lost {
             return;
         }
-        let Finished { number, origin, share, rows, tally } = finished;
-        for fault in &tally.faults {
-            self.observer.row_failed(number, &origin, fault);
+        for fault in &finished.tally.faults {
+            self.observer.row_failed(finished.number, &finished.origin, fault);
         }
-        match self.sink.write(number, &rows) {
-            Ok(()) => {
-                self.summary.count(&tally, rows.len());
-                self.share = share;
-            }
-            Err(fault) => self.lose_sink(fault),
+        if let Err(fault) = self.sink.write(finished.number, &finished.rows) {
+            return self.lose_sink(fault);
+        }
+        self.summary.count(&finished.tally, finished.rows.len());
+        self.share = finished.share;
+        if let Err(fault) = self.errors.count(&finished.tally) {
+            self.fail(fault);
+        }
+        if let Some(ledger) = &mut self.ledger {
+            let journaled = finished.journaled;
+            ledger.wrote(finished.known(), journaled);
         }
     }
 
     fn flush(&mut self) {
-        if !self.sink_lost
-            && let Err(fault) = self.sink.flush()
-        {
-            self.lose_sink(fault);
+        if self.sink_lost {
+            return;
+        }
+        match self.sink.flush() {
+            Err(fault) => self.lose_sink(fault),
+            Ok(()) => {
+                if let (Some(ledger), Some(mark)) = (&mut self.ledger, self.sink.mark()) {
+                    ledger.settle(mark);
+                }
+            }
+        }
+    }
+
+    /// Makes durable what is finished, if it is time.
+    fn commit(&mut self) {
+        let Some(ledger) = self.ledger.as_mut().filter(|ledger| !self.sink_lost && ledger.is_due()) else { return };
+        let committed = {
+            let mut early = self.reorder.waiting().filter_map(Finished::early);
+            ledger.commit(&mut self.sink, &mut early)
+        };
+        if let Err(error) = committed {
+            self.lose_sink(error.into());
         }
     }
 
@@ -334,38 +457,51 @@ impl Writer {
 
     fn stop(&mut self) {
         self.stopping = true;
+        self.stopped.get_or_insert_with(Instant::now);
         self.gate.close();
         self.cancel.cancel();
     }
 
     fn report(&mut self) {
         self.reported = Instant::now();
-        let limited = self.limit.map(|limit| self.summary.rows as f64 / limit.max(1) as f64);
-        let share = match (self.share, limited) {
-            (Some(a), Some(b)) => Some(a.max(b)),
-            (a, b) => a.or(b),
-        };
         let elapsed = self.started.elapsed();
-        self.observer.progress(&Progress { share, elapsed, ..self.summary.progress() });
+        self.observer.progress(&Progress { share: self.share, elapsed, ..self.summary.progress() });
     }
 
-    fn finish(mut self, name: &str) -> Result<Summary, RunError> {
+    fn finish(mut self, name: &str) -> Result<(Summary, Option<RunFolder>), RunError> {
         self.gate.close();
-        // After a stop there may be holes: rows given up between rows finished.
-        let rest: Vec<Finished> = std::mem::replace(&mut self.reorder, Reorder::new()).rest().collect();
-        rest.into_iter().for_each(|finished| self.write(finished));
+        let mut rest: Vec<Finished> = std::mem::replace(&mut self.reorder, Reorder::new(0)).rest().collect();
+        if self.ledger.is_none() {
+            // After a stop there may be holes: rows given up between rows finished.
+            rest.drain(..).for_each(|finished| self.write(finished));
+        }
         if !self.sink_lost
             && let Err(fault) = self.sink.finish()
         {
             self.lose_sink(fault);
         }
-        self.summary.elapsed = self.started.elapsed();
         if self.fault.is_none() && self.ended == Some(true) && self.summary.rows == 0 && !self.summary.interrupted {
             self.fault = Some(DatasetError::InputEmpty(name.to_owned()).into());
         }
+        let mut folder = None;
+        if let Some(ledger) = self.ledger.take() {
+            let state = match (&self.fault, self.summary.interrupted) {
+                (Some(_), _) => RunState::Failed,
+                (None, true) => RunState::Interrupted,
+                (None, false) => RunState::Complete,
+            };
+            // Rows behind a gap are not lost: the next session takes them from the journal.
+            let mut early = rest.iter_mut().filter_map(Finished::early);
+            match ledger.close(&mut self.sink, &mut early, !self.sink_lost, state, self.fault.as_ref()) {
+                Ok(closed) => folder = Some(closed),
+                Err(error) => self.fault = self.fault.take().or_else(|| Some(error.into())),
+            }
+            self.summary.kept_rows = rest.len() as u64;
+        }
+        self.summary.elapsed = self.started.elapsed();
         self.report();
         match self.fault {
-            None => Ok(self.summary),
+            None => Ok((self.summary, folder)),
             Some(fault) => Err(RunError { fault, summary: Box::new(self.summary) }),
         }
     }

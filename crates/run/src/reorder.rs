@@ -10,8 +10,14 @@ pub(crate) struct Reorder<T> {
 }
 
 impl<T> Reorder<T> {
-    pub(crate) fn new() -> Self {
-        Self { first: 0, slots: VecDeque::new() }
+    /// Begins with row `first`.
+    pub(crate) fn new(first: u64) -> Self {
+        Self { first, slots: VecDeque::new() }
+    }
+
+    /// What is finished and waits, in order.
+    pub(crate) fn waiting(&mut self) -> impl Iterator<Item = &mut T> {
+        self.slots.iter_mut().flatten()
     }
 
     /// Takes a finished row.
@@ -44,7 +50,7 @@ mod tests {
 
     #[test]
     fn any_order_in_one_order_out() {
-        let mut reorder = Reorder::new();
+        let mut reorder = Reorder::new(0);
         reorder.put(2, "c");
         reorder.put(0, "a");
         assert_eq!(reorder.next(), Some("a"));

@@ -11,7 +11,7 @@ use vgen_backends::mock::{MockBackend, MockFault, MockOptions};
 use vgen_core::{
     Backend, CancelToken, Fault, FaultClass, Message, Reply, Request, Response, Role, Row, SamplingParams,
 };
-use vgen_dataset::{JsonlSink, JsonlSource, Origin, RowSource, SourceRow};
+use vgen_dataset::{JsonlSink, JsonlSource, Origin, RowSource, Selected, Selection, SourceRow};
 use vgen_run::{Observer, Pipeline, Progress, Task};
 use vgen_task::{Rendered, RowContext};
 
@@ -232,7 +232,9 @@ fn the_limit_is_exact_and_an_empty_source_is_an_error() {
     let run = |source: JsonlSource, limit| {
         let output = Memory::default();
         let sink = JsonlSink::from_writer(output.clone(), "memory");
-        let pipeline = Pipeline::new(source, Echo, mock(MockOptions::default()), sink).limit(limit);
+        let selection = Selection { limit: Some(limit), ..Selection::default() };
+        let source = Selected::new(source, selection, || Ok(0)).unwrap();
+        let pipeline = Pipeline::new(source, Echo, mock(MockOptions::default()), sink);
         pipeline.run().map(|summary| (summary.rows, output.lines().len()))
     };
     assert_eq!(run(rows(50), 7).unwrap(), (7, 7));

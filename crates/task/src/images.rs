@@ -145,7 +145,7 @@ fn scheme(text: &str) -> Option<String> {
     (valid && scheme.len() > 1).then(|| scheme.to_ascii_lowercase())
 }
 
-fn url_or_path(text: &str, base_dir: Option<&Path>) -> Result<GivenImage, NoImage> {
+pub(crate) fn url_or_path(text: &str, base_dir: Option<&Path>) -> Result<GivenImage, NoImage> {
     let trimmed = text.trim();
     if trimmed.is_empty() {
         return Err(no_image("image.empty", "the image is an empty text"));

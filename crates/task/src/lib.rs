@@ -1,5 +1,6 @@
 //! distilabel's `TextGenerationWithImage`: rows to prompts and images, answers to output columns.
 
+mod batch;
 pub mod chat;
 mod config;
 mod error;
@@ -12,6 +13,7 @@ mod task;
 mod template;
 pub mod tokens;
 
+pub use batch::OpenAiBatch;
 pub use config::{
     ColumnCheck, ImageCheck, ImagePosition, ImageType, PARAMETERS, PilFormat, RawImages, TaskConfig, Undefined,
 };

@@ -1,6 +1,9 @@
 //! The commands: each takes its arguments and returns the exit code.
 
 mod ask;
+mod input;
+mod merge;
+mod output;
 mod plan;
 mod quantize;
 mod render;
@@ -11,16 +14,14 @@ use std::io::Write;
 use std::path::Path;
 
 use vgen_core::Fault;
-use vgen_dataset::{JsonlOptions, JsonlSink, JsonlSource, SinkOptions};
 
 use crate::args::{
-    Flags, LocalCommand, ModelFlags, PlanCommand, QuantizeCommand, QuestionFlags, RenderCommand, RunCommand,
-    VerifyCommand,
+    Flags, LocalCommand, MergeCommand, ModelFlags, PlanCommand, QuantizeCommand, QuestionFlags, RenderCommand,
+    RunCommand, VerifyCommand,
 };
 use crate::messages::Messages;
 use crate::remote::flags::RemoteCommand;
 use crate::settings::{Origin, Settings};
-use crate::table::{Config, Place};
 use crate::{config_file, demo, exit, print_config, resolve};
 
 /// `vgen-local` and `vgen local`.
@@ -100,9 +101,9 @@ pub(crate) fn plan(args: PlanCommand, messages: &Messages) -> Result<u8, Fault> 
 
 /// `vgen verify`.
 pub(crate) fn verify(args: VerifyCommand, messages: &Messages) -> Result<u8, Fault> {
-    let VerifyCommand { answers, config, sample, sample_seed, json, flags, model } = args;
+    let VerifyCommand { answers, config, rows, rows_seed, json, flags, model } = args;
     let config = resolve::resolve(&local_settings(config.as_deref(), flags, model, "vgen verify")?)?;
-    let wanted = verify::Wanted { answers, sample: sample as usize, seed: sample_seed, json };
+    let wanted = verify::Wanted { answers, sample: rows as usize, seed: rows_seed, json };
     verify::verify(&config, &wanted, &messages.clone().quiet(config.run.quiet))
 }
 
@@ -161,25 +162,7 @@ fn print(text: &str) -> Result<(), Fault> {
     })
 }
 
-fn source(config: &Config) -> Result<JsonlSource, Fault> {
-    let options = JsonlOptions { max_line_bytes: config.input.max_line_bytes };
-    match &config.input.place {
-        None => Err(Fault::stop("usage.input", "no input is named")
-            .with_hint("name a file of JSON lines with --input, or - for standard input")),
-        Some(Place::Standard) => JsonlSource::stdin(options),
-        Some(Place::File(path)) => JsonlSource::open(path, options),
-    }
-}
-
-fn sink(config: &Config) -> Result<JsonlSink, Fault> {
-    match &config.output.place {
-        Place::Standard => Ok(JsonlSink::stdout()),
-        Place::File(path) => {
-            let input = match &config.input.place {
-                Some(Place::File(input)) => Some(input.clone()),
-                _ => None,
-            };
-            JsonlSink::create(path, &SinkOptions { overwrite: config.output.overwrite, input })
-        }
-    }
+/// `vgen merge`.
+pub(crate) fn merge(args: &MergeCommand, messages: &Messages) -> Result<u8, Fault> {
+    merge::run(args, messages)
 }

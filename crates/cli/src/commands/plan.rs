@@ -105,7 +105,7 @@ impl Rows {
             task = TaskConfig { image_required: task.image_required.or(Some(false)), ..task };
         }
         let task = TextGenerationWithImage::from_config(task)?;
-        let mut source = super::source(config)?;
+        let mut source = super::input::source(config)?;
         let mut count = Self::default();
         let mut seen = HashMap::new();
         while config.input.limit.is_none_or(|limit| count.rows < limit) {

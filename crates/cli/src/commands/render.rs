@@ -1,7 +1,9 @@
 //! `vgen render`: the messages of each row, without a backend.
 
+use std::path::Path;
+
 use vgen_core::{Fault, Row};
-use vgen_dataset::{RowSink, RowSource};
+use vgen_dataset::{DatasetError, JsonlSink, OutputFormat, OutputLayout, RowSink, RowSource};
 use vgen_task::{RowContext, TextGenerationWithImage};
 
 use crate::exit;
@@ -14,17 +16,30 @@ pub(crate) fn render(config: &Config, messages: &Messages) -> Result<u8, Fault> 
     for warning in task.warnings() {
         messages.warning(warning);
     }
-    let mut source = super::source(config)?;
-    let mut sink = super::sink(config)?;
+    let mut source = super::input::source(config)?;
+    let mut sink: Box<dyn RowSink> = match &config.output.place {
+        Place::Standard => Box::new(JsonlSink::stdout()),
+        Place::File(path) => {
+            vgen_dataset::check_is_no_input(path, &super::input::paths(config)?)?;
+            if !config.output.overwrite
+                && path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() > 0)
+            {
+                return Err(DatasetError::OutputExists(path.clone()).into());
+            }
+            let layout = OutputLayout {
+                format: OutputFormat::Jsonl,
+                columns: Vec::new(),
+                group_rows: 1,
+                reference_column: None,
+            };
+            Box::new(layout.create(path, None)?)
+        }
+    };
     let mut failed = false;
     let mut rows = 0;
-    while config.input.limit.is_none_or(|limit| rows < limit) {
-        let Some(row) = source.next_row()? else { break };
+    while let Some(row) = source.next_row()? {
         rows += 1;
-        let file = match &config.input.place {
-            Some(Place::File(path)) => Some(path.as_path()),
-            _ => None,
-        };
+        let file = Some(Path::new(&*row.origin.name)).filter(|_| config.input.place != Some(Place::Standard));
         let context = RowContext { number: row.number, file, base_dir: source.folder() };
         let mut line = Row::new();
         match row.row.and_then(|values| task.render(&values, &context)) {
@@ -41,7 +56,7 @@ pub(crate) fn render(config: &Config, messages: &Messages) -> Result<u8, Fault> 
     }
     sink.finish()?;
     if rows == 0 {
-        return Err(vgen_dataset::DatasetError::InputEmpty(source.name().to_owned()).into());
+        return Err(DatasetError::InputEmpty(source.name().to_owned()).into());
     }
     Ok(if failed { exit::SOME_ROWS_FAILED } else { exit::DONE })
 }

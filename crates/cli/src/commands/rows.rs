@@ -7,9 +7,10 @@ use std::sync::Arc;
 use serde_json::json;
 use vgen_core::{Backend, Fault};
 use vgen_dataset::{RowSink, RowSource};
-use vgen_run::{Pipeline, Summary};
-use vgen_task::{TaskConfig, TextGenerationWithImage};
+use vgen_run::{Pipeline, Summary, Task};
+use vgen_task::{ImagePosition, OpenAiBatch, TaskConfig, TextGenerationWithImage};
 
+use super::{input, output};
 use crate::interrupt::Interrupt;
 use crate::messages::Messages;
 use crate::progress::{self, Reporter};
@@ -20,44 +21,88 @@ use crate::{backend, demo, exit};
 pub(crate) fn run(config: Config, messages: &Messages) -> Result<u8, Fault> {
     // What is wrong with task, input or output shows before a model is loaded.
     let task = TextGenerationWithImage::from_config(config.task.clone())?;
-    let source = super::source(&config)?;
-    let sink = super::sink(&config)?;
-    finish(&config, task, source, sink, messages)
+    let source = input::source(&config)?;
+    finish(&config, task, source, None, messages)
 }
 
 /// Asks about the demo's samples; the answers are a readable table unless an output is named.
 pub(crate) fn demo(config: Config, messages: &Messages) -> Result<u8, Fault> {
     let task = TextGenerationWithImage::from_config(config.task.clone())?;
-    let source = demo::samples()?;
-    let sink: Box<dyn RowSink> = match config.output.place {
+    let source = Box::new(demo::samples()?);
+    let table: Option<Box<dyn RowSink>> = match config.output.place {
         Place::Standard => {
-            Box::new(demo::AnswerTable::new(task.output_columns().first().map_or("generation", String::as_str)))
+            Some(Box::new(demo::AnswerTable::new(task.output_columns().first().map_or("generation", String::as_str))))
         }
-        Place::File(_) => Box::new(super::sink(&config)?),
+        Place::File(_) => None,
     };
-    finish(&config, task, source, sink, messages)
+    finish(&config, task, source, table, messages)
+}
+
+/// Where the answers go.
+enum Target {
+    Stream(Box<dyn RowSink>),
+    File(Box<output::Prepared>),
 }
 
 fn finish(
     config: &Config,
     task: TextGenerationWithImage,
-    source: impl RowSource + 'static,
-    sink: impl RowSink + 'static,
+    mut source: Box<dyn RowSource>,
+    sink: Option<Box<dyn RowSink>>,
     messages: &Messages,
 ) -> Result<u8, Fault> {
     for warning in task.warnings() {
         messages.warning(warning);
     }
+    let stream = match sink {
+        Some(sink) => Some(sink),
+        None => output::stream(config)?,
+    };
+    let target = match (stream, &config.output.place) {
+        (None, Place::File(path)) => {
+            Target::File(Box::new(output::prepare(config, path, &task, &mut source, messages)?))
+        }
+        (Some(_), _) if config.output.retry_failed => {
+            return Err(Fault::stop("usage.retry", "--retry-failed needs an output that is a file")
+                .with_hint("name the output of the run with --output"));
+        }
+        (stream, _) => Target::Stream(stream.unwrap_or_else(|| Box::new(vgen_dataset::JsonlSink::stdout()))),
+    };
+    if let Target::File(prepared) = &target
+        && let output::Start::Done(record, past) = &prepared.start
+    {
+        let counts = past.counts();
+        let path = record.output.display();
+        messages.info(format!("nothing is left to do: all {} rows of {path} are done", counts.rows));
+        return Ok(if counts.failed_rows > 0 { exit::SOME_ROWS_FAILED } else { exit::DONE });
+    }
     let interrupt = Interrupt::install(messages)?;
     let backend = backend::open(config, messages)?;
     let task = for_backend(task, &*backend)?;
+    let batch = input::is_batch(config)?;
     let to_terminal = config.output.place == Place::Standard && io::stdout().is_terminal();
+    let mut replaces = false;
+    let (sink, recorded) = match target {
+        Target::Stream(sink) => (sink, None),
+        Target::File(prepared) => {
+            let opened = prepared.open(config, &task, &*backend, &mut source)?;
+            replaces = opened.replaces;
+            (opened.sink, Some((opened.ledger, opened.known)))
+        }
+    };
+    let task: Box<dyn Task> = match batch {
+        true => Box::new(OpenAiBatch { image_position: config.task.image_position.unwrap_or(ImagePosition::AsGiven) }),
+        false => Box::new(task),
+    };
     let mut pipeline = Pipeline::new(source, task, Arc::clone(&backend), sink)
         .sampling(config.sampling.clone())
         .stop_with(interrupt.run())
         .observer(Reporter::new(messages, to_terminal, config.run.progress_interval));
-    if let Some(limit) = config.input.limit {
-        pipeline = pipeline.limit(limit);
+    if let Some((ledger, known)) = recorded {
+        pipeline = pipeline.record(ledger, known);
+    }
+    if let Some(max) = config.run.max_errors {
+        pipeline = pipeline.max_errors(max);
     }
     if let Some(timeout) = config.run.row_timeout {
         pipeline = pipeline.row_timeout(timeout);
@@ -65,8 +110,11 @@ fn finish(
     if let Some(window) = config.run.window {
         pipeline = pipeline.window(window);
     }
-    match pipeline.run() {
-        Ok(summary) => {
+    match pipeline.run_recorded() {
+        Ok((summary, folder)) => {
+            if let Some(folder) = folder.filter(|_| replaces && !summary.interrupted) {
+                folder.install_retry()?;
+            }
             progress::summary(messages, &summary);
             if let Some(path) = &config.run.stats {
                 write_stats(path, &*backend, &summary)?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use vgen_core::{Fault, FinishReason, Row};
-use vgen_dataset::{JsonlOptions, JsonlSource, RowSource};
+use vgen_dataset::{OutputFormat, OutputLayout, RowSource};
 use vgen_run::{Sampled, Verified};
 use vgen_task::{RowContext, TextGenerationWithImage};
 
@@ -51,9 +51,14 @@ fn passes(sample: usize) -> Vec<usize> {
 
 /// Walks through input and output side by side and keeps the rows that the seed chooses.
 fn sample(config: &Config, wanted: &Wanted, task: &TextGenerationWithImage) -> Result<Vec<Sampled>, Fault> {
-    let mut source = super::source(config)?;
-    let options = JsonlOptions { max_line_bytes: config.input.max_line_bytes };
-    let mut answers = JsonlSource::open(&wanted.answers, options)?;
+    let mut source = super::input::source(config)?;
+    let layout = OutputLayout {
+        format: OutputFormat::of_path(&wanted.answers),
+        columns: Vec::new(),
+        group_rows: 1,
+        reference_column: None,
+    };
+    let mut answers = layout.read(&wanted.answers)?;
     // The smallest draws stay: the same rows whatever their order.
     let mut chosen: Vec<(u64, Sampled)> = Vec::new();
     let mut rows = 0;
@@ -91,7 +96,7 @@ fn sample(config: &Config, wanted: &Wanted, task: &TextGenerationWithImage) -> R
     Ok(chosen.into_iter().map(|(_, sampled)| sampled).collect())
 }
 
-fn next_answer(answers: &mut JsonlSource) -> Result<Option<Row>, Fault> {
+fn next_answer(answers: &mut Box<dyn RowSource>) -> Result<Option<Row>, Fault> {
     match answers.next_row()? {
         None => Ok(None),
         Some(row) => row.row.map(Some),

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use vgen_core::{Fault, Row};
 
 use super::compression::{Compression, decoded};
-use crate::{DatasetError, Origin, RowSource, SourceRow};
+use crate::{DatasetError, Origin, RowSource, Skipped, SourceRow};
 
 /// Longest line that is read unless told otherwise: 256 MiB.
 pub const DEFAULT_MAX_LINE_BYTES: u64 = 256 << 20;
@@ -44,6 +44,8 @@ pub struct JsonlSource {
     number: u64,
     buffer: Vec<u8>,
     started: bool,
+    /// Over the lines so far.
+    digest: crc32fast::Hasher,
     /// Read ahead, to find an empty file before anything expensive starts.
     pending: Option<SourceRow>,
 }
@@ -122,6 +124,7 @@ impl JsonlSource {
             number: 0,
             buffer: Vec::new(),
             started: false,
+            digest: crc32fast::Hasher::new(),
             pending: None,
         }
     }
@@ -169,6 +172,7 @@ impl JsonlSource {
         }
         self.line += 1;
         self.position.lines += read as u64;
+        self.digest.update(&self.buffer);
         let ended = self.buffer.last() == Some(&b'\n');
         if ended {
             self.buffer.pop();
@@ -214,7 +218,8 @@ impl JsonlSource {
             let number = self.number;
             self.number += 1;
             let row = row.map_err(Fault::from);
-            return Ok(Some(SourceRow { number, origin: self.origin(), row, share: self.position.share() }));
+            let (share, digest) = (self.position.share(), self.digest.clone().finalize());
+            return Ok(Some(SourceRow { number, origin: self.origin(), row, share, digest }));
         }
     }
 
@@ -261,6 +266,33 @@ impl RowSource for JsonlSource {
             Some(row) => Ok(Some(row)),
             None => Ok(self.read()?),
         }
+    }
+
+    fn skip(&mut self, rows: u64) -> Result<Skipped, Fault> {
+        let mut skipped = Skipped::default();
+        let mut read = false;
+        if rows > 0
+            && let Some(row) = self.pending.take()
+        {
+            skipped = Skipped { rows: 1, digest: row.digest };
+        }
+        if !self.started && skipped.rows < rows {
+            self.start()?;
+        }
+        while skipped.rows < rows {
+            // The checks of the first row have been made when it was read.
+            let Some(fits) = self.read_line().map_err(|error| self.failed(error))? else { break };
+            if fits && self.buffer.iter().all(u8::is_ascii_whitespace) {
+                continue;
+            }
+            self.number += 1;
+            skipped.rows += 1;
+            read = true;
+        }
+        if read {
+            skipped.digest = self.digest.clone().finalize();
+        }
+        Ok(skipped)
     }
 }
 

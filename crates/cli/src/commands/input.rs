@@ -1,0 +1,108 @@
+//! The rows of a run, as the configuration describes them.
+
+use std::path::PathBuf;
+
+use vgen_core::Fault;
+use vgen_dataset::{FolderOptions, InputOptions, RowSource, Selected, Selection, expand, open, stdin};
+
+use vgen_task::OpenAiBatch;
+
+use crate::table::{Config, Place};
+
+/// The files and folders of the input; none for standard input.
+///
+/// # Errors
+/// `input.*`
+pub(crate) fn paths(config: &Config) -> Result<Vec<PathBuf>, Fault> {
+    match config.input.place {
+        Some(Place::File(_)) => expand(&config.input.paths),
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// Opens the input.
+///
+/// # Errors
+/// `usage.input`, `input.*`
+pub(crate) fn source(config: &Config) -> Result<Box<dyn RowSource>, Fault> {
+    let input = &config.input;
+    let seed = config.sampling.seed.unwrap_or_default();
+    let selection = Selection {
+        skip: input.skip,
+        sample: input.sample.map(|rows| (rows, seed)),
+        limit: input.limit,
+        shard: input.shard,
+    };
+    let source = all(config)?;
+    if selection.is_all() {
+        return Ok(source);
+    }
+    let count = || {
+        if input.place == Some(Place::Standard) {
+            let reason = "a sample is drawn from all rows, which must be counted first";
+            return Err(vgen_dataset::DatasetError::InputStandard(reason).into());
+        }
+        Ok(all(config)?.skip(u64::MAX)?.rows)
+    };
+    Ok(Box::new(Selected::new(source, selection, count)?))
+}
+
+/// All rows of the input.
+fn all(config: &Config) -> Result<Box<dyn RowSource>, Fault> {
+    let input = &config.input;
+    let mapped = |column: &str| {
+        config.task.input_mappings.get(column).map_or_else(|| column.to_owned(), |mapped| mapped.clone())
+    };
+    let options = InputOptions {
+        format: input.format,
+        max_line_bytes: Some(input.max_line_bytes),
+        folder: FolderOptions {
+            globs: input.globs.clone(),
+            instruction: input.instruction.clone(),
+            instruction_suffix: input.instruction_suffix.clone(),
+            image_column: image_column(config),
+            instruction_column: mapped("instruction"),
+        },
+    };
+    match &input.place {
+        None => Err(Fault::stop("usage.input", "no input is named")
+            .with_hint("name a file, a pattern or a folder of images with --input, or - for standard input")),
+        Some(Place::Standard) => stdin(&options),
+        Some(Place::File(_)) => open(&paths(config)?, &options),
+    }
+}
+
+/// Whether the rows are requests of an OpenAI batch file. Standard input can't be looked at twice: there it must be said.
+///
+/// # Errors
+/// `input.*`; `config.value` if the task is configured although the requests say everything.
+pub(crate) fn is_batch(config: &Config) -> Result<bool, Fault> {
+    let told = config.input.batch;
+    let looks = || -> Result<bool, Fault> {
+        if config.input.format.is_some() || !matches!(config.input.place, Some(Place::File(_))) {
+            return Ok(false);
+        }
+        let first = all(config)?.next_row()?.and_then(|row| row.row.ok());
+        Ok(first.is_some_and(|row| OpenAiBatch::is_request(&row)))
+    };
+    if !told && !looks()? {
+        return Ok(false);
+    }
+    let set = config.recorded.config.iter().find(|(name, setting)| {
+        name.starts_with("task.") && setting.origin != "default" && name.as_str() != "task.image_position"
+    });
+    match set {
+        Some((name, setting)) if told => {
+            let message = format!("{}: {name} has no effect on the requests of a batch file", setting.origin);
+            Err(Fault::stop("config.value", message).with_hint("leave it out: each request has its own messages"))
+        }
+        // Columns and template are for rows; with these, it is rows.
+        set => Ok(set.is_none()),
+    }
+}
+
+/// The input's column of images.
+pub(crate) fn image_column(config: &Config) -> String {
+    let column = config.task.image_column.as_deref().unwrap_or("image");
+    config.task.input_mappings.get(column).map_or(column, String::as_str).to_owned()
+}
