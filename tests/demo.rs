@@ -25,6 +25,10 @@ fn evaluation() -> Vec<Value> {
 
 /// Runs rows through `vgen-local --demo`, in one run, and returns the answers.
 fn answers(rows: &[Value]) -> Vec<String> {
+    answers_in("f32", rows)
+}
+
+fn answers_in(dtype: &str, rows: &[Value]) -> Vec<String> {
     let folder = tempfile::tempdir().unwrap();
     let (input, output) = (folder.path().join("rows.jsonl"), folder.path().join("out.jsonl"));
     let mut file = std::fs::File::create(&input).unwrap();
@@ -32,7 +36,7 @@ fn answers(rows: &[Value]) -> Vec<String> {
         writeln!(file, "{row}").unwrap();
     }
     let run = Command::new(env!("CARGO_BIN_EXE_vgen-local"))
-        .args(["--demo", "--temperature", "0", "--quiet", "--batch-size", "16"])
+        .args(["--demo", "--temperature", "0", "--quiet", "--batch-size", "16", "--dtype", dtype])
         .args([Path::new("--input"), &input, Path::new("--output"), &output])
         .output()
         .unwrap();
@@ -71,6 +75,17 @@ fn answers_questions_about_unseen_images() {
     let different: Vec<_> =
         rows.iter().zip(&answers).filter(|(row, answer)| row["reference"] != json!(answer)).collect();
     assert!(different.is_empty(), "{different:?}");
+}
+
+#[test]
+fn weights_in_fewer_bits_cost_little() {
+    let rows = evaluation();
+    let right = |dtype| accuracy(&rows, &answers_in(dtype, &rows)).0;
+    let exact = right("f32");
+    for (dtype, most) in [("bf16", 0.005), ("q8_0", 0.005), ("q4_k", 0.03)] {
+        let found = right(dtype);
+        assert!(found >= exact - most, "{dtype}: {found} of {exact}");
+    }
 }
 
 #[test]

@@ -174,6 +174,7 @@ impl Linear {
             (Weight::Packed(weight), Some(bias)) => {
                 Ok(kernels::with_slice(bias, |bias| weight.forward_tensor_with(x, Epilogue::BiasGelu(bias)))?)
             }
+            (Weight::InMap { .. }, _) => Ok(kernels::gelu_erf(&self.forward(x)?)?),
             _ => Ok(self.forward(x)?.gelu_erf()?),
         }
     }

@@ -133,10 +133,7 @@ fn entry(spec: TensorSpec, config: &Config, weights: &Weights, types: &WeightTyp
     let format = types.format(&spec.name, stored, k_in);
     let written = match (spec.role, format) {
         (Role::Vector, _) => Written::F32,
-        (Role::Table, _) => match stored {
-            Stored::F32 if types.all.is_some() => Written::Bf16,
-            stored => Written::Stored(stored),
-        },
+        (Role::Table, _) => Written::Stored(stored),
         (_, Format::Block(block)) if stored == Stored::Block(block) => Written::Stored(stored),
         (_, Format::Block(block)) => Written::Block(block),
         (_, Format::Bf16 | Format::Bf16Wide) => Written::Bf16,

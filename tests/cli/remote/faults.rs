@@ -82,8 +82,11 @@ fn the_key_is_never_shown() {
             ended.stdout,
             ended.stderr
         );
-        for file in fs::read_dir(run.scratch.folder()).unwrap() {
-            let path = file.unwrap().path();
+        // The folder and the run's record in it.
+        let folders = [run.scratch.folder().to_owned(), run.scratch.path("out.jsonl.run")];
+        let files =
+            folders.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().map(|file| file.unwrap().path());
+        for path in files.filter(|path| path.is_file()) {
             let inside = fs::read_to_string(&path).unwrap().contains("sesame");
             assert!(!inside || path.ends_with("key.txt") || path.ends_with("bad.toml"), "{}", path.display());
         }
@@ -201,8 +204,9 @@ fn a_sleeping_endpoint_is_woken_with_progress() {
         .says("waiting for endpoint acme/ep: initializing")
         .says("2 rows, 0 failed");
     assert_eq!(run.rows()[0]["model_name"], "owner/vision");
-    start("broken").exits(2).says("exists already");
+    start("broken").exits(2).says("was begun by a run that differs").says("endpoint_name");
     fs::remove_file(run.scratch.path("out.jsonl")).unwrap();
+    fs::remove_dir_all(run.scratch.path("out.jsonl.run")).unwrap();
     start("broken").exits(6).says("endpoint acme/broken is failed: no GPU left");
     start("missing").exits(6).says("endpoint acme/missing does not exist");
 }
