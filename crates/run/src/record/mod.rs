@@ -3,7 +3,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `run.json` | a [`RunRecord`]: configuration with origins, fingerprint, model, input, counts, sessions |
-//! | `journal.jsonl` | how far the output is ([`journal`]), and finished rows that are not in it yet |
+//! | `journal.jsonl` | how far the output is (module `journal`), and finished rows that are not in it yet |
 //! | `failed.jsonl` | a [`FailedRow`] for each row with an error or with other than the usual number of output rows |
 //! | `timings.jsonl` | where the time of rows went, for looking at; not needed to go on |
 //! | `lock` | held by the process that writes the output |
