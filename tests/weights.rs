@@ -61,9 +61,12 @@ fn written(checkpoint: &Checkpoint, types: &WeightTypes, folder: &Path) -> PathB
 #[test]
 fn a_gguf_file_gives_the_bits_of_the_checkpoint_it_was_made_of() {
     let folder = tempfile::tempdir().unwrap();
-    for name in [VISION, TEXT] {
+    const ALL: [WeightType; 4] = [WeightType::F32, WeightType::Bf16, WeightType::Q8_0, WeightType::Q4K];
+    // The plain Llama's embedding is its output head as well. A file has it once, in the type of the head, so that only
+    // f32 leaves looked-up rows as they were.
+    for (name, types) in [(VISION, &ALL[..]), (TEXT, &ALL[..1])] {
         let checkpoint = fixture(name);
-        for weights in [WeightType::F32, WeightType::Bf16, WeightType::Q8_0, WeightType::Q4K] {
+        for &weights in types {
             // Quantised while loading, and as the file has it.
             let direct = logits(&load(&checkpoint, &options(weights)));
             let gguf = Checkpoint::gguf(written(&checkpoint, &weights.into(), folder.path())).unwrap();
