@@ -50,6 +50,9 @@ impl Gguf {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let bytes = Bytes::map(path).map_err(Error::read(path))?;
+        if !bytes.starts_with(b"GGUF") {
+            return Err(Error::Damaged { file: name, reason: "is no GGUF file".to_owned() });
+        }
         let content = Content::read(&mut Cursor::new(&*bytes))
             .map_err(|e| Error::Damaged { file: name.clone(), reason: first_line(&e) })?;
         Ok(Self { path: path.to_owned(), name, bytes, content })

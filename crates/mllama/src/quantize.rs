@@ -110,9 +110,9 @@ pub fn quantize(
     let partial = out.with_extension("gguf.partial");
     let failed = |source| Error::Write { file: out.display().to_string(), source };
     let mut file = BufWriter::with_capacity(1 << 20, File::create(&partial).map_err(failed)?);
-    let header = header(&metadata(checkpoint, &config)?, &entries, &rope_factors(&config));
-    file.write_all(&header).map_err(failed)?;
     let factors = rope_factors(&config);
+    let header = header(&metadata(checkpoint, &config)?, &entries, &factors);
+    file.write_all(&header).map_err(failed)?;
     if !factors.is_empty() {
         let bytes: Vec<u8> = factors.iter().flat_map(|f| f.to_le_bytes()).collect();
         file.write_all(&padded(bytes)).map_err(failed)?;
