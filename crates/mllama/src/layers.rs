@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
-use candle_nn::ops;
+use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
+use candle_core::{DType, Device, Module, Tensor};
+use vgen_kernels::quant::BlockFormat;
 use vgen_kernels::{Epilogue, Format, PackedLinear, tensor as kernels};
 
 use crate::attention::Path;
@@ -53,8 +54,8 @@ impl Loader<'_> {
     /// A layer whose weight has another shape in the file, `[outputs, ...]`.
     pub(crate) fn linear_of_shape(&self, name: &str, shape: &[usize]) -> Result<Linear> {
         let (outputs, inputs) = (shape[0], shape[1..].iter().product());
-        if self.path == Path::Portable {
-            let weight = Weight::Dense(self.tensor(name, shape)?.reshape((outputs, inputs))?);
+        if let Path::Portable { .. } = self.path {
+            let weight = self.portable(name, shape, outputs, inputs)?;
             return Ok(Linear { weight, bias: None });
         }
         let raw = self.weights.raw(name, shape)?;
@@ -72,6 +73,22 @@ impl Loader<'_> {
         };
         self.weights.release(name);
         Ok(Linear { weight, bias: None })
+    }
+
+    /// A weight for candle's product: quantised if the types say so, else in the type of the activations.
+    fn portable(&self, name: &str, shape: &[usize], outputs: usize, inputs: usize) -> Result<Weight> {
+        let stored = self.weights.stored(name).unwrap_or(Stored::F32);
+        let ggml = match self.types.format(name, stored, inputs) {
+            Format::Block(block) if self.types.all.is_some() => ggml_type(block),
+            _ => None,
+        };
+        let Some(ggml) = ggml else {
+            return Ok(Weight::Dense(self.tensor(name, shape)?.reshape((outputs, inputs))?, self.path));
+        };
+        let wide = self.weights.tensor(name, shape, DType::F32, &Device::Cpu)?.reshape((outputs, inputs))?;
+        let blocks = QTensor::quantize_onto(&wide, ggml, self.device)?;
+        self.weights.release(name);
+        Ok(Weight::Quantised(QMatMul::from_qtensor(blocks)?, self.path))
     }
 
     pub(crate) fn rms_norm(&self, name: &str, size: usize, eps: f64) -> Result<RmsNorm> {
@@ -141,7 +158,9 @@ pub(crate) struct Linear {
 #[derive(Debug)]
 enum Weight {
     /// For candle's product.
-    Dense(Tensor),
+    Dense(Tensor, Path),
+    /// For candle's product with blocks of few bits, which takes and gives f32.
+    Quantised(QMatMul, Path),
     /// For the CPU kernels.
     Packed(PackedLinear),
     /// In the file's memory map; packed part by part whenever it is used.
@@ -159,7 +178,10 @@ impl Linear {
                 return Ok(kernels::with_slice(bias, |bias| weight.forward_tensor_with(x, Epilogue::Bias(bias)))?);
             }
             (Weight::Packed(weight), None) => weight.forward_tensor(x)?,
-            (Weight::Dense(weight), _) => x.matmul(&weight.t()?)?,
+            (Weight::Dense(weight, path), _) => path.product(x, weight)?,
+            (Weight::Quantised(weight, path), _) => {
+                path.by_blocks(x, |x| Ok(weight.forward(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())?))?
+            }
             (Weight::InMap { weights, name, shape }, _) => forward_mapped(weights, name, shape, x)?,
         };
         match &self.bias {
@@ -180,6 +202,16 @@ impl Linear {
     }
 }
 
+/// candle's name of blocks that its product takes.
+fn ggml_type(block: BlockFormat) -> Option<GgmlDType> {
+    match block {
+        BlockFormat::Q8_0 => Some(GgmlDType::Q8_0),
+        BlockFormat::Q4K => Some(GgmlDType::Q4K),
+        BlockFormat::Q4_1 => Some(GgmlDType::Q4_1),
+        _ => None,
+    }
+}
+
 /// The same bits as with the weight packed whole.
 fn forward_mapped(weights: &Weights, name: &str, shape: &[usize], x: &Tensor) -> Result<Tensor> {
     let raw = weights.raw(name, shape)?;
@@ -193,8 +225,7 @@ fn forward_mapped(weights: &Weights, name: &str, shape: &[usize], x: &Tensor) ->
     Ok(Tensor::cat(&parts, 1)?)
 }
 
-/// Root-mean-square norm (Zhang & Sennrich 2019). Computed in f32 and cast back before the weight is applied, as in
-/// transformers.
+/// Root-mean-square norm (Zhang & Sennrich 2019).
 #[derive(Debug)]
 pub(crate) struct RmsNorm {
     weight: Tensor,
@@ -205,16 +236,10 @@ pub(crate) struct RmsNorm {
 impl RmsNorm {
     /// Normalises the last axis of a contiguous tensor.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if let Path::Kernels { .. } = self.path {
-            return Ok(kernels::rms_norm(x, &self.weight, self.eps as f32)?);
+        match self.path {
+            Path::Kernels { .. } => Ok(kernels::rms_norm(x, &self.weight, self.eps as f32)?),
+            Path::Portable { operations, .. } => operations.rms_norm(x, &self.weight, self.eps),
         }
-        if x.dtype() == DType::F32 {
-            return Ok(ops::rms_norm(x, &self.weight, self.eps as f32)?);
-        }
-        let wide = x.to_dtype(DType::F32)?;
-        let variance = wide.sqr()?.mean_keepdim(candle_core::D::Minus1)?;
-        let normed = wide.broadcast_div(&(variance + self.eps)?.sqrt()?)?;
-        Ok(normed.to_dtype(x.dtype())?.broadcast_mul(&self.weight)?)
     }
 }
 
@@ -230,10 +255,10 @@ pub(crate) struct LayerNorm {
 impl LayerNorm {
     /// Normalises the last axis of a contiguous tensor.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if let Path::Kernels { .. } = self.path {
-            return Ok(kernels::layer_norm(x, &self.weight, &self.bias, self.eps as f32)?);
+        match self.path {
+            Path::Kernels { .. } => Ok(kernels::layer_norm(x, &self.weight, &self.bias, self.eps as f32)?),
+            Path::Portable { operations, .. } => operations.layer_norm(x, &self.weight, &self.bias, self.eps),
         }
-        Ok(ops::layer_norm(x, &self.weight, &self.bias, self.eps as f32)?)
     }
 }
 
@@ -241,8 +266,8 @@ impl LayerNorm {
 pub(crate) fn add_gated(path: Path, x: &Tensor, gate: f64, y: &Tensor) -> Result<Tensor> {
     match path {
         Path::Kernels { .. } => Ok(kernels::add_gated(x, y, gate as f32, None)?),
-        Path::Portable if gate == 1.0 => Ok((x + y)?),
-        Path::Portable => Ok((x + (y * gate)?)?),
+        Path::Portable { .. } if gate == 1.0 => Ok((x + y)?),
+        Path::Portable { .. } => Ok((x + (y * gate)?)?),
     }
 }
 
@@ -250,6 +275,6 @@ pub(crate) fn add_gated(path: Path, x: &Tensor, gate: f64, y: &Tensor) -> Result
 pub(crate) fn silu_mul(path: Path, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     match path {
         Path::Kernels { .. } => Ok(kernels::silu_mul(gate, up)?),
-        Path::Portable => Ok((candle_nn::ops::silu(gate)? * up)?),
+        Path::Portable { .. } => Ok((candle_nn::ops::silu(gate)? * up)?),
     }
 }
