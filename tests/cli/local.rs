@@ -69,7 +69,8 @@ fn what_the_engine_cannot_do_is_refused() {
 #[test]
 fn a_row_brings_its_own_form_of_answer() {
     let (scratch, model) = scratch();
-    let row = |form: &str| format!("{{\"instruction\": \"Which?\", \"image\": \"pictures/a.png\", \"form\": {form}}}\n");
+    let row =
+        |form: &str| format!("{{\"instruction\": \"Which?\", \"image\": \"pictures/a.png\", \"form\": {form}}}\n");
     let rows = [
         "{\"format\": \"choice\", \"schema\": [\"cat\", \"dog\"]}",
         "{\"format\": \"regex\", \"schema\": \"[0-9]{3}\"}",
@@ -81,9 +82,8 @@ fn a_row_brings_its_own_form_of_answer() {
     ];
     scratch.file("data/rows.jsonl", rows.map(row).concat());
     let args = ["--model", &model, "--input", "data/rows.jsonl", "--max-new-tokens", "40"];
-    let form = ["--structured-output-column", "form", "--choice", "left,right"];
-    let run = |more: &[&str]| [&args[..], &form[..], more].concat();
-    scratch.vgen_local(&run(&["--output", "out.jsonl"])).exits(1).says("6 rows, 2 failed");
+    let run = [&args[..], &["--structured-output-column", "form", "--choice", "left", "--choice", "right"]].concat();
+    scratch.vgen_local(&[&run[..], &["--output", "out.jsonl"]].concat()).exits(1).says("6 rows, 2 failed");
     let rows = scratch.rows("out.jsonl");
     let answer = |at: usize| rows[at]["generation"].as_str().unwrap();
     assert!(["cat", "dog"].contains(&answer(0)), "{rows:?}");
@@ -94,7 +94,7 @@ fn a_row_brings_its_own_form_of_answer() {
     assert!(["left", "right"].contains(&answer(3)), "{rows:?}");
     assert_eq!(rows[4]["error"]["code"], "constraint.invalid");
     assert_eq!(rows[5]["error"]["code"], "row.structured_output");
-    let verified = scratch.vgen(&[&["verify", "out.jsonl"], &run(&[])[..]].concat()).exits(0);
+    let verified = scratch.vgen(&[&["verify", "out.jsonl"], &run[..]].concat()).exits(0);
     assert!(verified.stdout.starts_with("4 rows run again"), "{}", verified.stdout);
 }
 
