@@ -1,0 +1,28 @@
+//! `vgen plan`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{Flags, ModelFlags};
+
+/// The arguments of `vgen plan`.
+#[derive(Debug, Args)]
+pub(crate) struct PlanCommand {
+    /// A config file (TOML), as for vgen run.
+    #[arg(value_name = "CONFIG.toml")]
+    pub(crate) config: Option<PathBuf>,
+    /// Print the plan as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The speed to reckon with, in rows a second.
+    #[arg(long, value_name = "N", conflicts_with = "measured")]
+    pub(crate) rows_per_second: Option<f64>,
+    /// Reckon with the speeds of an earlier run with this model: the file that its --stats wrote.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) measured: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) flags: Flags,
+    #[command(flatten)]
+    pub(crate) model: ModelFlags,
+}
