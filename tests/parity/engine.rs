@@ -52,9 +52,9 @@ fn logprob(logits: &[f32], token: u32) -> f64 {
     f64::from(logits[token as usize] - highest) - norm
 }
 
-#[test]
-fn goldens_hold_in_mixed_batches() {
-    let portable = std::env::var_os("VGEN_PORTABLE").is_some_and(|value| value == "1");
+on_both_paths!(goldens_hold_in_mixed_batches);
+
+fn goldens_hold_in_mixed_batches(portable: bool) {
     for checkpoint in checkpoint_names() {
         for reference in Reference::ALL {
             let mut options =

@@ -6,6 +6,23 @@
 // The fixtures are part of the repository: what is wrong with them is to stop the test at its place.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+/// Two tests of a function: with the kernels of the CPU, and with the operations that every device has.
+macro_rules! on_both_paths {
+    ($($name:ident),+ $(,)?) => {
+        $(mod $name {
+            #[test]
+            fn by_kernels() {
+                super::$name(false);
+            }
+
+            #[test]
+            fn portable() {
+                super::$name(true);
+            }
+        })+
+    };
+}
+
 mod engine;
 mod fixtures;
 mod inputs;

@@ -13,9 +13,17 @@ use crate::inputs::reference_pixels;
 /// Largest error that counts as equal, relative to the largest value of the tensor.
 const TOLERANCE: f32 = 1e-4;
 
-/// With the CPU kernels; `VGEN_PORTABLE=1` takes the operations that every device has.
-fn load(checkpoint: &str, reference: Reference) -> Model {
-    let portable = std::env::var_os("VGEN_PORTABLE").is_some_and(|value| value == "1");
+on_both_paths!(
+    vision_stages,
+    text_layers_logits_and_greedy_tokens,
+    ragged_batches,
+    images_are_projected_once,
+    chunked_prefill,
+    unused_tiles_are_shared_only_where_they_are_equal,
+);
+
+/// With the kernels of the CPU, or the operations that every device has.
+fn load(checkpoint: &str, reference: Reference, portable: bool) -> Model {
     let options = LoadOptions { reference, portable, ..LoadOptions::default() };
     Model::load(&Checkpoint::folder(checkpoints().join(checkpoint)), &options, &|_, _| {}).unwrap()
 }
@@ -137,12 +145,11 @@ fn recorded_case(name: &str) -> (Vec<u32>, Vec<PixelTiles>, Golden) {
     (case.input_ids.unwrap(), images, golden)
 }
 
-#[test]
-fn vision_stages() {
+fn vision_stages(portable: bool) {
     let mut compared = BTreeSet::new();
     for checkpoint in checkpoint_names() {
         for reference in [Reference::Hf4, Reference::Hf5] {
-            let model = load(&checkpoint, reference);
+            let model = load(&checkpoint, reference, portable);
             for (Case { name, .. }, images, golden) in recorded(&checkpoint) {
                 // By stage: of all images at once, or one by one.
                 let mut stages: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
@@ -179,11 +186,10 @@ fn vision_stages() {
     assert!(compared.len() >= 2, "{compared:?}");
 }
 
-#[test]
-fn text_layers_logits_and_greedy_tokens() {
+fn text_layers_logits_and_greedy_tokens(portable: bool) {
     for checkpoint in checkpoint_names() {
         for reference in Reference::ALL {
-            let model = load(&checkpoint, reference);
+            let model = load(&checkpoint, reference, portable);
             for (case, images, golden) in recorded(&checkpoint) {
                 let what = |stage: &str| format!("{checkpoint} {reference} {} {stage}", case.name);
                 let ids = case.input_ids.clone().unwrap();
@@ -223,8 +229,7 @@ fn text_layers_logits_and_greedy_tokens() {
 
 /// In a batch transformers pads images too, and rows that see no image attend to that padding: the rows are given the
 /// same padding images to compare with it. `meta` needs none of that.
-#[test]
-fn ragged_batches() {
+fn ragged_batches(portable: bool) {
     let mut compared = 0;
     for checkpoint in checkpoint_names() {
         for batch in batches() {
@@ -234,7 +239,7 @@ fn ragged_batches() {
             let width = shape[1];
             let most_images = batch.rows.iter().map(|row| row.images.len()).max().unwrap();
             for reference in Reference::ALL {
-                let model = load(&checkpoint, reference);
+                let model = load(&checkpoint, reference, portable);
                 let vocabulary = model.config().text.vocab_size;
                 let mut rows: Vec<Row> = (0..shape[0])
                     .map(|r| {
@@ -281,9 +286,8 @@ fn ragged_batches() {
     assert!(compared > 0, "no batch has goldens");
 }
 
-#[test]
-fn images_are_projected_once() {
-    let model = load("tiny-hublike", Reference::Meta);
+fn images_are_projected_once(portable: bool) {
+    let model = load("tiny-hublike", Reference::Meta, portable);
     let (ids, images, _) = recorded_case("two_images");
     let mut rows = [Row::new(&model, ids, &images)];
     let before = (model.counters().images_encoded(), model.counters().image_projections());
@@ -293,9 +297,8 @@ fn images_are_projected_once() {
 }
 
 /// A prompt read in pieces gives what it gives whole.
-#[test]
-fn chunked_prefill() {
-    let model = load("tiny", Reference::Meta);
+fn chunked_prefill(portable: bool) {
+    let model = load("tiny", Reference::Meta, portable);
     let (ids, images, golden) = recorded_case("three_mixed");
     let (_, expected) = golden.f32("logits.meta").unwrap();
     for chunk in [1, 2, 3, 7] {
@@ -312,8 +315,7 @@ fn chunked_prefill() {
 }
 
 /// Where unused tiles share a representative, and where each must be computed.
-#[test]
-fn unused_tiles_are_shared_only_where_they_are_equal() {
-    assert!(load("tiny-hublike", Reference::Meta).vision().unwrap().unused_tiles_share());
-    assert!(!load("tiny", Reference::Meta).vision().unwrap().unused_tiles_share());
+fn unused_tiles_are_shared_only_where_they_are_equal(portable: bool) {
+    assert!(load("tiny-hublike", Reference::Meta, portable).vision().unwrap().unused_tiles_share());
+    assert!(!load("tiny", Reference::Meta, portable).vision().unwrap().unused_tiles_share());
 }

@@ -22,6 +22,7 @@ pub struct EngineStats {
     pub(crate) tiles_encoded: AtomicU64,
     pub(crate) images_reused: AtomicU64,
     pub(crate) steps: AtomicU64,
+    pub(crate) copies_to_host: AtomicU64,
 }
 
 /// [`EngineStats`] at a moment. All but preparation, which runs beside it, is time of the engine's one thread.
@@ -56,6 +57,8 @@ pub struct EngineReport {
     pub images_reused: u64,
     /// Calls of the text layers.
     pub steps: u64,
+    /// Results that were copied from the device: one a step where all tokens can be chosen there.
+    pub copies_to_host: u64,
 }
 
 impl EngineStats {
@@ -78,6 +81,7 @@ impl EngineStats {
             tiles_encoded: count(&self.tiles_encoded),
             images_reused: count(&self.images_reused),
             steps: count(&self.steps),
+            copies_to_host: count(&self.copies_to_host),
         }
     }
 }
