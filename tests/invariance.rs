@@ -1,5 +1,5 @@
 //! A row's answer does not depend on its neighbours: the same tokens and the same bits of their log-probabilities
-//! alone, in batches of any size, in any order, on any number of threads, with prompts read whole or in pieces.
+//! alone, in batches of any size, in any order, on any number of threads and engines, with prompts read whole or in pieces.
 
 // What is wrong with the repository's own files is to stop the test at its place.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::mpsc;
 
 use image::{Rgb, RgbImage};
-use vgen_backends::local::{LocalBackend, LocalOptions, ModelSource};
+use vgen_backends::local::{DeviceChoice, LocalBackend, LocalOptions, ModelSource};
 use vgen_core::{Backend, Content, Message, Part, Request, Role, SamplingParams};
 use vgen_task::encode_image;
 
@@ -71,6 +71,7 @@ struct Run {
     shuffled: bool,
     with_cancelled: bool,
     portable: bool,
+    devices: usize,
 }
 
 impl Default for Run {
@@ -83,6 +84,7 @@ impl Default for Run {
             shuffled: false,
             with_cancelled: false,
             portable: false,
+            devices: 1,
         }
     }
 }
@@ -95,6 +97,7 @@ impl Run {
         options.step_tokens = self.step_tokens;
         options.image_cache_bytes = self.image_cache_bytes;
         options.portable = self.portable;
+        options.devices = vec![DeviceChoice::Cpu; self.devices];
         options.threads = Some(self.threads);
         let backend = LocalBackend::load(options, |_| {}).unwrap();
         let mut order: Vec<&Request> = requests.iter().collect();
@@ -146,6 +149,8 @@ fn assert_invariant(portable: bool) {
         ("one thread", Run { threads: 1, ..base() }),
         ("pieces of prompts", Run { step_tokens: 11, ..base() }),
         ("no image kept", Run { image_cache_bytes: 0, batch_size: 7, ..base() }),
+        ("two engines", Run { devices: 2, ..base() }),
+        ("three engines, shuffled", Run { devices: 3, batch_size: 2, shuffled: true, ..base() }),
         ("cancelled neighbours", Run { with_cancelled: true, batch_size: 7, ..base() }),
     ];
     for (name, run) in runs {

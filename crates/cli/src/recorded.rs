@@ -9,7 +9,7 @@ use crate::keys::{self, KEYS};
 use crate::settings::Settings;
 
 /// Keys that change no row: how fast, how loud, how far, where.
-const FREE: [&str; 49] = [
+const FREE: [&str; 50] = [
     "input.path",
     "input.limit",
     "output.path",
@@ -30,6 +30,7 @@ const FREE: [&str; 49] = [
     "run.progress_interval",
     "run.max_errors",
     "backend.batch_size",
+    "backend.devices",
     "backend.step_tokens",
     "backend.threads",
     "backend.prepare_threads",

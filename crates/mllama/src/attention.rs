@@ -37,7 +37,7 @@ pub(crate) enum Path {
 ///
 /// A library chooses its kernel, and with it the order of a sum, by the shapes of a product. If there is only one shape
 /// there is only one order, as long as a kernel treats its rows alike.
-pub(crate) const FIXED_ROWS: usize = 64;
+const FIXED_ROWS: usize = 64;
 
 /// An image's tokens in a flat batch.
 #[derive(Debug)]
@@ -86,6 +86,14 @@ impl Path {
         }
     }
 
+    /// How many rows a step of `tokens` is computed with.
+    pub(crate) fn filled(self, tokens: usize) -> usize {
+        match self {
+            Self::Portable { fixed_shapes: true, .. } => tokens.next_multiple_of(FIXED_ROWS),
+            _ => tokens,
+        }
+    }
+
     /// `x wᵀ` by candle's product, `x` `[rows, inputs]`, `w` `[outputs, inputs]`.
     pub(crate) fn product(self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
         let weight = weight.t()?;
@@ -98,14 +106,14 @@ impl Path {
             return product(x);
         }
         let rows = x.dim(0)?;
-        let whole = rows.next_multiple_of(FIXED_ROWS);
+        let whole = self.filled(rows);
         let x = if whole > rows { x.pad_with_zeros(0, 0, whole - rows)? } else { x.clone() };
         let mut blocks = Vec::with_capacity(whole / FIXED_ROWS);
         for start in (0..whole).step_by(FIXED_ROWS) {
             blocks.push(product(&x.narrow(0, start, FIXED_ROWS)?)?);
         }
         let y = if blocks.len() == 1 { blocks.swap_remove(0) } else { Tensor::cat(&blocks, 0)? };
-        Ok(y.narrow(0, 0, rows)?)
+        if whole > rows { Ok(y.narrow(0, 0, rows)?) } else { Ok(y) }
     }
 
     /// Attention within each image of a flat batch, as many key as query heads.

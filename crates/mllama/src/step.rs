@@ -6,18 +6,52 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::attention::{SeenImages, causal};
+use crate::attention::{Path, SeenImages, causal};
 use crate::error::{Error, Result};
 use crate::kv::{CrossKv, SelfKv};
 use crate::lookup::{Lookup, PageTables};
 use crate::operations::Operations;
 use crate::pages::{PAGE, PagedLayer, Places, scatter};
 
+/// The tokens of a step with what fills them up to a number of rows that doesn't depend on them.
+#[derive(Debug)]
+pub(crate) struct Filled {
+    /// Tokens.
+    pub(crate) tokens: usize,
+    /// Rows.
+    pub(crate) rows: usize,
+    /// `[rows - tokens, width]`, zeros.
+    filler: Option<Tensor>,
+}
+
+impl Filled {
+    /// For so many tokens, whose attention is `width` wide.
+    pub(crate) fn new(path: Path, tokens: usize, width: usize, dtype: DType, device: &Device) -> Result<Self> {
+        let rows = path.filled(tokens);
+        let filler = if rows > tokens { Some(Tensor::zeros((rows - tokens, width), dtype, device)?) } else { None };
+        Ok(Self { tokens, rows, filler })
+    }
+
+    /// The tokens' part of `[rows, ...]`.
+    pub(crate) fn tokens_of(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.narrow(0, 0, self.tokens)?)
+    }
+
+    /// What attention gave for the tokens, `[tokens, ...]`, as `[rows, width]`.
+    fn fill(&self, attended: &Tensor) -> Result<Tensor> {
+        let attended = attended.flatten_from(1)?;
+        match &self.filler {
+            Some(filler) => Ok(Tensor::cat(&[&attended, filler], 0)?),
+            None => Ok(attended),
+        }
+    }
+}
+
 /// Some of the flat tokens of a step.
 #[derive(Debug)]
 pub(crate) struct Rows {
     pub(crate) count: usize,
-    /// `None` if they are all.
+    /// `None` if they are all, and what fills them up.
     index: Option<RowIndex>,
 }
 
@@ -29,14 +63,14 @@ struct RowIndex {
 }
 
 impl Rows {
-    /// The given ascending rows of `total`.
-    pub(crate) fn new(rows: &[u32], total: usize, device: &Device) -> Result<Self> {
-        if rows.len() == total {
-            return Ok(Self { count: total, index: None });
+    /// The given ascending tokens.
+    pub(crate) fn new(rows: &[u32], filled: &Filled, device: &Device) -> Result<Self> {
+        if rows.len() == filled.tokens {
+            return Ok(Self { count: filled.rows, index: None });
         }
-        let mut replace: Vec<u32> = (0..total as u32).collect();
+        let mut replace: Vec<u32> = (0..filled.rows as u32).collect();
         for (i, &row) in rows.iter().enumerate() {
-            replace[row as usize] = (total + i) as u32;
+            replace[row as usize] = (filled.rows + i) as u32;
         }
         let index = RowIndex { select: Tensor::new(rows, device)?, replace: Tensor::new(replace, device)? };
         Ok(Self { count: rows.len(), index: Some(index) })
@@ -181,8 +215,20 @@ impl PagedTexts {
         Ok(Self { operations: paging.operations, layers, write, read })
     }
 
-    /// Writes the new tokens' keys and values and attends to all.
-    pub(crate) fn attend(&self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    /// Writes the new tokens' keys and values and attends to all: `[rows, heads * d]`.
+    pub(crate) fn attend(
+        &self,
+        layer: usize,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        filled: &Filled,
+    ) -> Result<Tensor> {
+        let (q, k, v) = (filled.tokens_of(q)?, filled.tokens_of(k)?, filled.tokens_of(v)?);
+        filled.fill(&self.attend_tokens(layer, &q, &k, &v)?)
+    }
+
+    fn attend_tokens(&self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let (keys, values) = &self.layers[layer];
         scatter(keys, &self.write, k)?;
         scatter(values, &self.write, v)?;
@@ -278,18 +324,18 @@ impl LatestLookup {
 }
 
 impl<'a> CrossStep<'a> {
-    /// For the runs of a step of `total` tokens.
+    /// For the runs of a step.
     pub(crate) fn new(
         runs: Vec<Run<'a>>,
-        total: usize,
+        filled: &Filled,
         paging: Option<(Paging, &LatestLookup)>,
         device: &Device,
     ) -> Result<Self> {
         let rows = |runs: &mut dyn Iterator<Item = &Run>| -> Vec<u32> {
             runs.flat_map(|run| run.tokens.clone()).map(|token| token as u32).collect()
         };
-        let attending = Rows::new(&rows(&mut runs.iter()), total, device)?;
-        let seeing = Rows::new(&rows(&mut runs.iter().filter(|run| !run.unseeing)), total, device)?;
+        let attending = Rows::new(&rows(&mut runs.iter()), filled, device)?;
+        let seeing = Rows::new(&rows(&mut runs.iter().filter(|run| !run.unseeing)), filled, device)?;
         let paged = match paging {
             Some((paging, latest)) if !runs.is_empty() => Some(PagedImages::new(&runs, paging, latest)?),
             _ => None,
@@ -309,8 +355,15 @@ impl<'a> CrossStep<'a> {
         self.runs.is_empty()
     }
 
-    /// Attention of the attending tokens' queries in a layer.
-    pub(crate) fn attend(&self, layer: usize, q: &Tensor) -> Result<Tensor> {
+    /// Attention of the attending tokens' queries in a layer: `[rows, heads * d]`.
+    pub(crate) fn attend(&self, layer: usize, q: &Tensor, filled: &Filled) -> Result<Tensor> {
+        match self.attending.index {
+            Some(_) => Ok(self.attend_tokens(layer, q)?.flatten_from(1)?),
+            None => filled.fill(&self.attend_tokens(layer, &filled.tokens_of(q)?)?),
+        }
+    }
+
+    fn attend_tokens(&self, layer: usize, q: &Tensor) -> Result<Tensor> {
         let Some(paged) = &self.paged else {
             let seen = self.runs.iter().map(|run| seen(run, layer)).collect::<Result<Vec<_>>>()?;
             return crate::attention::cross_by_kernels(q, &seen);

@@ -15,7 +15,7 @@ use crate::layers::{Linear, Loader, RmsNorm, Table, add_gated, silu_mul};
 use crate::pages::{PagePool, Pages};
 use crate::reference::Reference;
 use crate::rope::{Rope, rotate};
-use crate::step::{CrossStep, LatestLookup, PagedTexts, Paging, Run};
+use crate::step::{CrossStep, Filled, LatestLookup, PagedTexts, Paging, Run};
 use crate::vision::{Observer, VisionStates};
 
 /// A sequence's part in a step.
@@ -205,15 +205,22 @@ impl TextModel {
         mut observer: Option<Observer>,
     ) -> Result<Tensor> {
         self.check(ids, sequences)?;
-        let mut observe = |name: &str, x: &Tensor| {
+        let width = self.config.num_attention_heads * self.config.head_dim;
+        let filled = Filled::new(self.path, ids.len(), width, self.dtype, &self.device)?;
+        let mut observe = |name: &str, x: &Tensor| -> Result<()> {
             if let Some(observer) = observer.as_mut() {
-                observer(name, x);
+                observer(name, &filled.tokens_of(x)?);
             }
+            Ok(())
         };
-        let positions: Vec<u32> = sequences
+        let mut positions: Vec<u32> = sequences
             .iter()
             .flat_map(|s| (s.kv.len()..s.kv.len() + s.visible.len()).map(|position| position as u32))
             .collect();
+        // What fills a step up is computed like tokens, by every layer but in attention.
+        let mut ids = ids.to_vec();
+        positions.resize(filled.rows, 0);
+        ids.resize(filled.rows, 0);
         let (cos, sin) = self.rope.tables(&positions, self.dtype, &self.device)?;
         let paging = self.paging();
         let texts = match paging {
@@ -224,24 +231,27 @@ impl TextModel {
             None => None,
         };
         let images = paging.map(|paging| (paging, &self.latest_lookup));
-        let cross = CrossStep::new(self.runs(sequences), ids.len(), images, &self.device)?;
-        let mut x = self.embedding.rows(ids)?;
-        observe("embed", &x);
+        let cross = CrossStep::new(self.runs(sequences), &filled, images, &self.device)?;
+        let mut x = self.embedding.rows(&ids)?;
+        observe("embed", &x)?;
         for (i, layer) in self.layers.iter().enumerate() {
             x = match &layer.attention {
                 Attention::SelfAttention { projections, index } => {
                     let normed = layer.input_layernorm.forward(&x)?;
                     let attended = match &texts {
-                        Some(texts) => self.paged_attention(projections, *index, &normed, texts, &cos, &sin)?,
+                        Some(texts) => {
+                            let (q, k, v) = self.projected(projections, &normed, &cos, &sin)?;
+                            projections.o.forward(&texts.attend(*index, &q, &k, &v, &filled)?)?
+                        }
                         None => self.self_attention(projections, *index, &normed, sequences, &cos, &sin)?,
                     };
                     let x = add_gated(self.path, &x, 1.0, &attended)?;
                     let mlp = layer.mlp(self.path, &layer.post_attention_layernorm.forward(&x)?)?;
                     add_gated(self.path, &x, 1.0, &mlp)?
                 }
-                Attention::Cross { .. } => self.cross_layer(layer, x, &cross)?,
+                Attention::Cross { .. } => self.cross_layer(layer, x, &cross, &filled)?,
             };
-            observe(&format!("layer{i}"), &x);
+            observe(&format!("layer{i}"), &x)?;
         }
         drop(cross);
         for sequence in sequences {
@@ -251,7 +261,7 @@ impl TextModel {
         if observer.is_some() {
             let normed = self.norm.forward(&x)?;
             if let Some(observer) = observer.as_mut() {
-                observer("norm", &normed);
+                observer("norm", &filled.tokens_of(&normed)?);
             }
         }
         self.lm_head.forward(&self.norm.forward(&last)?)
@@ -271,19 +281,6 @@ impl TextModel {
         let k = rotate(self.path, &split(projections.k.forward(x)?, c.num_key_value_heads)?, cos, sin)?;
         let v = split(projections.v.forward(x)?, c.num_key_value_heads)?;
         Ok((q, k.to_dtype(self.kv_dtype)?, v.to_dtype(self.kv_dtype)?))
-    }
-
-    fn paged_attention(
-        &self,
-        projections: &Projections,
-        index: usize,
-        x: &Tensor,
-        texts: &PagedTexts,
-        cos: &Tensor,
-        sin: &Tensor,
-    ) -> Result<Tensor> {
-        let (q, k, v) = self.projected(projections, x, cos, sin)?;
-        projections.o.forward(&texts.attend(index, &q, &k, &v)?.flatten_from(1)?)
     }
 
     fn self_attention(
@@ -330,7 +327,7 @@ impl TextModel {
     }
 
     /// A cross-attention layer. Tokens of sequences without an image skip it whole.
-    fn cross_layer(&self, layer: &Layer, x: Tensor, step: &CrossStep) -> Result<Tensor> {
+    fn cross_layer(&self, layer: &Layer, x: Tensor, step: &CrossStep, filled: &Filled) -> Result<Tensor> {
         let Attention::Cross { projections, index, q_norm, attn_gate, mlp_gate, .. } = &layer.attention else {
             return Ok(x);
         };
@@ -341,7 +338,7 @@ impl TextModel {
         let rows = step.attending.of(&x)?;
         let q = projections.q.forward(&layer.input_layernorm.forward(&rows)?)?;
         let q = q_norm.forward(&q.reshape((step.attending.count, c.num_attention_heads, c.head_dim))?)?;
-        let attended = projections.o.forward(&step.attend(*index, &q)?.flatten_from(1)?)?;
+        let attended = projections.o.forward(&step.attend(*index, &q, filled)?)?;
         let rows = add_gated(self.path, &rows, *attn_gate, &attended)?;
         let x = step.attending.replaced(&x, &rows)?;
         if step.seeing.count == 0 {

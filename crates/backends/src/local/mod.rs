@@ -12,6 +12,9 @@ mod free_memory;
 mod image_cache;
 mod inspect;
 mod options;
+mod performance;
+#[doc = include_str!("../../docs/performance-model.md")]
+pub mod performance_model {}
 mod plan;
 mod precision;
 pub mod processors;
@@ -34,6 +37,9 @@ pub use devices::{DeviceChoice, OpenDevice};
 pub use free_memory::free_memory;
 pub use inspect::{Inspected, inspect};
 pub use options::{LoadEvent, LocalOptions, ModelSource};
+pub use performance::{
+    Achieved, Cost, DEVICE_MODELS, DeviceModel, PeerCost, Prediction, RowCost, StepLaunches, Workload,
+};
 pub use plan::{Bytes, MemoryPlan};
 pub use precision::{DTypeChoice, KvDTypeChoice, Precision};
 pub use random::RandomStream;

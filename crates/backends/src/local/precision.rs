@@ -123,26 +123,10 @@ impl Precision {
     ) -> Result<Self, Fault> {
         let on_cpu = device.device.is_cpu();
         let limit = options.memory.or(free);
-        let fits =
-            |precision: &Self| limit.is_none_or(|limit| MemoryPlan::new(config, precision, options).least() <= limit);
         let dtype = options.dtype;
         if !on_cpu || options.portable {
             let half = if on_cpu { DType::F32 } else { device.best_half() };
-            let of = |activations, all: WeightType| {
-                let weights = WeightTypes { all: Some(all), overrides: options.weight_overrides.clone() };
-                Self::of(options, config, stored, activations, weights, Placed::OnDevice)
-            };
-            let precision = match dtype {
-                DTypeChoice::Auto => {
-                    let larger = [WeightType::F32, WeightType::Q8_0].map(|all| of(half, all));
-                    larger.into_iter().find(fits).unwrap_or_else(|| of(half, WeightType::Q4K))
-                }
-                DTypeChoice::F32 => of(DType::F32, WeightType::F32),
-                DTypeChoice::Bf16 => of(DType::BF16, WeightType::F32),
-                DTypeChoice::F16 => of(DType::F16, WeightType::F32),
-                DTypeChoice::Q8_0 => of(half, WeightType::Q8_0),
-                DTypeChoice::Q4K => of(half, WeightType::Q4K),
-            };
+            let precision = Self::on_device(options, half, config, stored, limit);
             if on_cpu && precision.activations != DType::F32 {
                 return Err(Fault::stop(
                     "device.dtype",
@@ -154,6 +138,8 @@ impl Precision {
             device.check(precision.kv)?;
             return Ok(precision);
         }
+        let fits =
+            |precision: &Self| limit.is_none_or(|limit| MemoryPlan::new(config, precision, options).least() <= limit);
         let cpu = |all: Option<WeightType>, in_place: bool| {
             let weights = WeightTypes { all, overrides: options.weight_overrides.clone() };
             let placed = if in_place { Placed::InMap } else { Placed::InMemory };
@@ -177,6 +163,55 @@ impl Precision {
         }
     }
 
+    /// On a device of which only the memory is known: the types that a GPU with bf16 takes.
+    pub(crate) fn on_gpu(
+        options: &LocalOptions,
+        config: &Config,
+        stored: &dyn Fn(&str) -> Stored,
+        limit: Option<u64>,
+    ) -> Self {
+        Self::on_device(options, DType::BF16, config, stored, limit)
+    }
+
+    /// For operations that every device has, with activations in `half` unless the options say another type.
+    fn on_device(
+        options: &LocalOptions,
+        half: DType,
+        config: &Config,
+        stored: &dyn Fn(&str) -> Stored,
+        limit: Option<u64>,
+    ) -> Self {
+        let fits =
+            |precision: &Self| limit.is_none_or(|limit| MemoryPlan::new(config, precision, options).least() <= limit);
+        let of = |activations, all: WeightType| {
+            let weights = WeightTypes { all: Some(all), overrides: options.weight_overrides.clone() };
+            Self::of(options, config, stored, activations, weights, Placed::OnDevice)
+        };
+        match options.dtype {
+            DTypeChoice::Auto => {
+                let larger = [WeightType::F32, WeightType::Q8_0].map(|all| of(half, all));
+                larger.into_iter().find(fits).unwrap_or_else(|| of(half, WeightType::Q4K))
+            }
+            DTypeChoice::F32 => of(DType::F32, WeightType::F32),
+            DTypeChoice::Bf16 => of(DType::BF16, WeightType::F32),
+            DTypeChoice::F16 => of(DType::F16, WeightType::F32),
+            DTypeChoice::Q8_0 => of(half, WeightType::Q8_0),
+            DTypeChoice::Q4K => of(half, WeightType::Q4K),
+        }
+    }
+
+    /// Bytes of a tensor that the checkpoint holds as `stored`.
+    pub(crate) fn bytes(&self, spec: &TensorSpec, stored: Stored) -> u64 {
+        let quantised = matches!(self.weights.all, Some(WeightType::Q8_0 | WeightType::Q4K));
+        if self.in_place && spec.shape.len() > 1 && stored == Stored::Bf16 {
+            0
+        } else if self.portable && !(quantised && spec.role.is_matrix()) {
+            spec.elements() * self.activations.size_in_bytes() as u64
+        } else {
+            self.weights.bytes(spec, stored)
+        }
+    }
+
     fn of(
         options: &LocalOptions,
         config: &Config,
@@ -193,16 +228,10 @@ impl Precision {
             KvDTypeChoice::Auto if weights.all == Some(WeightType::F32) => DType::F32,
             KvDTypeChoice::Auto => DType::BF16,
         };
-        let size = activations.size_in_bytes() as u64;
-        let quantised = matches!(weights.all, Some(WeightType::Q8_0 | WeightType::Q4K));
-        let bytes = |spec: &TensorSpec| match placed {
-            Placed::InMap if spec.shape.len() > 1 && stored(&spec.name) == Stored::Bf16 => 0,
-            Placed::OnDevice if !(quantised && spec.role.is_matrix()) => spec.elements() * size,
-            _ => weights.bytes(spec, stored(&spec.name)),
-        };
-        let weight_bytes = expected(config).iter().map(bytes).sum();
         let (portable, in_place) = (placed == Placed::OnDevice, placed == Placed::InMap);
-        Self { portable, activations, weights, in_place, kv, weight_bytes }
+        let mut precision = Self { portable, activations, weights, in_place, kv, weight_bytes: 0 };
+        precision.weight_bytes = expected(config).iter().map(|spec| precision.bytes(spec, stored(&spec.name))).sum();
+        precision
     }
 }
 
