@@ -459,7 +459,7 @@ pub struct Prediction {
     pub peers: Option<PeerCost>,
     /// Rows a second if every stage ran at the device's limits.
     pub rows_per_second_at_most: f64,
-    /// Bytes of the largest plan that was tried, if nothing fits.
+    /// Whether not even the smallest type fits.
     pub too_large: bool,
 }
 
@@ -532,5 +532,83 @@ impl Achieved {
     /// `cost` in `seconds`.
     pub fn new(cost: &Cost, seconds: f64, device: &DeviceModel) -> Self {
         Self { flops: cost.flops / seconds / device.flops, bandwidth: cost.bytes / seconds / device.bandwidth }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // a failed call is a failed test
+
+    use super::*;
+    use crate::local::{DTypeChoice, ModelSource};
+
+    fn config(text: &str) -> Config {
+        Config::from_json(text).unwrap()
+    }
+
+    fn row(config: &Config, tiles: u64) -> RowCost {
+        let mut options = LocalOptions::new(ModelSource::Named("model".into()));
+        options.dtype = DTypeChoice::Bf16;
+        let precision = Precision::on_gpu(&options, config, &|_| config.stored, None);
+        RowCost::new(config, &precision, &options, &DEVICE_MODELS[0], Workload { tiles, prompt: 256, new_tokens: 128 })
+    }
+
+    fn close(found: f64, expected: f64) {
+        assert!((found / expected - 1.0).abs() < 0.01, "{found:e} for {expected:e}");
+    }
+
+    /// Held to an independent count of the released models.
+    #[test]
+    fn the_released_models_cost_what_was_counted_elsewhere() {
+        let small = config(include_str!("../../docs/llama-3.2-11b-vision.json"));
+        for (tiles, tera) in [(1, 6.61), (2, 11.75), (3, 17.95), (4, 18.47)] {
+            close(row(&small, tiles).encode.flops, tera * 1e12);
+        }
+        // Projector 0.40 and keys and values 0.86.
+        close(row(&small, 4).project.flops, 1.26e12);
+        // 18.4 GFLOP of products a token, 0.839 of attention to the image, and the text's own.
+        close(row(&small, 4).decode_step.flops / 8.0, 19.30e9);
+        close(row(&small, 0).decode_step.flops / 8.0, 15.05e9);
+        // 18.36 GB of weights and, for 8 rows, 209.8 MB of image and 42 MB of text each.
+        close(row(&small, 4).decode_step.bytes, 18.36e9 + 8.0 * (209.8e6 + 41.9e6));
+        let large = config(include_str!("../../docs/llama-3.2-90b-vision.json"));
+        close(row(&large, 4).project.flops, (0.81 + 4.30) * 1e12);
+        close(row(&large, 0).decode_step.bytes - 8.0 * 320.0 * 1024.0 * 320.0, 139.0e9);
+        let work = Workload { tiles: 1, prompt: 256, new_tokens: 128 };
+        let options = LocalOptions::new(ModelSource::Named("model".into()));
+        let precision = Precision::on_gpu(&options, &small, &|_| small.stored, None);
+        let peers = PeerCost::new(&small, &precision, work).unwrap();
+        close(peers.four_padded_tiles, 18.59e12);
+        close(peers.projected_again, 128.0 * 0.86e12);
+        close(peers.image_in_all_layers, 5.0 * 200.1 * 1048576.0);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_said() {
+        let large = config(include_str!("../../docs/llama-3.2-90b-vision.json"));
+        let mut options = LocalOptions::new(ModelSource::Named("model".into()));
+        options.fill_device = true;
+        let work = Workload { tiles: 4, prompt: 256, new_tokens: 128 };
+        let on = |name: &str| Prediction::new(&large, &options, &name.parse().unwrap(), work);
+        assert!(on("4090").too_large);
+        assert_eq!(on("h100").dtype, "q4_k");
+        assert!("b300".parse::<DeviceModel>().is_err());
+    }
+
+    /// More memory has room for more answers, and never for more than it holds.
+    #[test]
+    fn batches_fill_the_memory() {
+        let small = config(include_str!("../../docs/llama-3.2-11b-vision.json"));
+        let options = LocalOptions::new(ModelSource::Named("model".into()));
+        let precision = Precision::on_gpu(&options, &small, &|_| small.stored, None);
+        let mut before = 0;
+        for memory in [26_000_000_000, 40_000_000_000, 80_000_000_000] {
+            let batch = MemoryPlan::batch_in(&small, &precision, &options, memory);
+            assert!(batch > before, "{batch} answers in {memory}");
+            before = batch;
+            let options = LocalOptions { batch_size: batch, memory: Some(memory), ..options.clone() };
+            let plan = MemoryPlan::new(&small, &precision, &options);
+            assert!(plan.fixed() + batch as u64 * plan.row(1024, 4, 1) <= memory);
+        }
     }
 }

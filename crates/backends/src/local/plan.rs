@@ -104,6 +104,11 @@ impl MemoryPlan {
         self.fixed() - self.image_cache + self.row(USUAL_TOKENS, self.max_tiles, 1)
     }
 
+    /// What must fit for a run to begin: with a limit the kept images too, which have a share of it.
+    pub(crate) fn needed(&self) -> u64 {
+        self.least() + if self.memory.is_some() { self.image_cache } else { 0 }
+    }
+
     /// What is needed before the first row.
     pub fn fixed(&self) -> u64 {
         self.weights + self.workspace() + self.image_cache
@@ -134,11 +139,12 @@ impl MemoryPlan {
     /// # Errors
     /// `plan.memory` with the numbers.
     pub fn check(&self, free: Option<u64>) -> Result<(), Fault> {
-        let (least, most, what) = match (self.memory, free) {
-            (Some(memory), _) => (self.least() + self.image_cache, memory, "allowed"),
-            (None, Some(free)) => (self.least(), free, "free"),
+        let (most, what) = match (self.memory, free) {
+            (Some(memory), _) => (memory, "allowed"),
+            (None, Some(free)) => (free, "free"),
             (None, None) => return Ok(()),
         };
+        let least = self.needed();
         if least <= most {
             return Ok(());
         }

@@ -139,7 +139,7 @@ impl Precision {
             return Ok(precision);
         }
         let fits =
-            |precision: &Self| limit.is_none_or(|limit| MemoryPlan::new(config, precision, options).least() <= limit);
+            |precision: &Self| limit.is_none_or(|limit| MemoryPlan::new(config, precision, options).needed() <= limit);
         let cpu = |all: Option<WeightType>, in_place: bool| {
             let weights = WeightTypes { all, overrides: options.weight_overrides.clone() };
             let placed = if in_place { Placed::InMap } else { Placed::InMemory };
@@ -182,7 +182,7 @@ impl Precision {
         limit: Option<u64>,
     ) -> Self {
         let fits =
-            |precision: &Self| limit.is_none_or(|limit| MemoryPlan::new(config, precision, options).least() <= limit);
+            |precision: &Self| limit.is_none_or(|limit| MemoryPlan::new(config, precision, options).needed() <= limit);
         let of = |activations, all: WeightType| {
             let weights = WeightTypes { all: Some(all), overrides: options.weight_overrides.clone() };
             Self::of(options, config, stored, activations, weights, Placed::OnDevice)
