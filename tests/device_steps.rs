@@ -157,7 +157,8 @@ fn only_tokens_leave_the_device() {
     let all_greedy = report(|_| greedy.clone());
     // A step that only reads a part of a prompt chooses no token.
     assert!(all_greedy.copies_to_host <= all_greedy.steps && all_greedy.steps < 12 * 9, "{all_greedy:?}");
-    let sampled = report(|row| SamplingParams { temperature: Some(if row == 3 { 0.7 } else { 0.0 }), ..greedy.clone() });
+    let sampled =
+        report(|row| SamplingParams { temperature: Some(if row == 3 { 0.7 } else { 0.0 }), ..greedy.clone() });
     // Of the one row that samples the logits come too, apart from the tokens of the others.
     assert!(sampled.copies_to_host <= sampled.steps + 9, "{sampled:?}");
 }

@@ -1,8 +1,8 @@
 //! A row's answer does not depend on its neighbours: the same tokens and the same bits of their log-probabilities
 //! alone, in batches of any size, in any order, on any number of threads and engines, with prompts read whole or in pieces.
 
-// What is wrong with the repository's own files is to stop the test at its place.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+// What is wrong with the repository's own files is to stop the test at its place. Skipped tests say so.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -71,6 +71,7 @@ struct Run {
     shuffled: bool,
     with_cancelled: bool,
     portable: bool,
+    device: DeviceChoice,
     devices: usize,
 }
 
@@ -84,6 +85,7 @@ impl Default for Run {
             shuffled: false,
             with_cancelled: false,
             portable: false,
+            device: DeviceChoice::Cpu,
             devices: 1,
         }
     }
@@ -97,7 +99,7 @@ impl Run {
         options.step_tokens = self.step_tokens;
         options.image_cache_bytes = self.image_cache_bytes;
         options.portable = self.portable;
-        options.devices = vec![DeviceChoice::Cpu; self.devices];
+        options.devices = vec![self.device; self.devices];
         options.threads = Some(self.threads);
         let backend = LocalBackend::load(options, |_| {}).unwrap();
         let mut order: Vec<&Request> = requests.iter().collect();
@@ -134,9 +136,9 @@ impl Run {
 }
 
 /// Runs under every condition and compares with the rows alone.
-fn assert_invariant(portable: bool) {
+fn assert_invariant(portable: bool, device: DeviceChoice) {
     let requests = requests();
-    let base = || Run { portable, ..Run::default() };
+    let base = || Run { portable, device, ..Run::default() };
     let alone = Run { batch_size: 1, ..base() }.answers(&requests);
     assert_eq!(alone.len(), requests.len());
     let distinct: std::collections::BTreeSet<_> = alone.values().collect();
@@ -163,11 +165,44 @@ fn assert_invariant(portable: bool) {
 
 #[test]
 fn answers_do_not_depend_on_neighbours() {
-    assert_invariant(false);
+    assert_invariant(false, DeviceChoice::Cpu);
 }
 
 /// The same of the operations that every device has.
 #[test]
 fn answers_do_not_depend_on_neighbours_on_the_portable_path() {
-    assert_invariant(true);
+    assert_invariant(true, DeviceChoice::Cpu);
+}
+
+/// A GPU that works, or a message why the test is skipped.
+fn gpu() -> Option<DeviceChoice> {
+    let mut reasons = Vec::new();
+    for choice in [DeviceChoice::Cuda(0), DeviceChoice::Metal] {
+        match choice.open() {
+            Ok(_) => return Some(choice),
+            Err(fault) => reasons.push(fault.message),
+        }
+    }
+    eprintln!("skipped: {}", reasons.join("; "));
+    None
+}
+
+/// With fixed shapes a GPU keeps it too, as far as its library's kernels treat rows alike.
+#[test]
+fn gpu_answers_do_not_depend_on_neighbours() {
+    if let Some(device) = gpu() {
+        assert_invariant(false, device);
+    }
+}
+
+/// A run of all rows that says how fast it was, and that nothing but chosen tokens and sampled rows left the device.
+#[test]
+fn gpu_throughput() {
+    let Some(device) = gpu() else { return };
+    let requests = requests();
+    let start = std::time::Instant::now();
+    let answers = Run { device, ..Run::default() }.answers(&requests);
+    let tokens: usize = answers.values().flatten().map(|(tokens, _)| tokens.len()).sum();
+    assert_eq!(answers.len(), requests.len());
+    eprintln!("{device}: {:.0} tokens/s, loading included", tokens as f64 / start.elapsed().as_secs_f64());
 }

@@ -128,7 +128,8 @@ fn the_demo_answers_its_samples_without_a_network() {
 #[test]
 fn several_devices_give_the_answers_of_one() {
     let (scratch, model) = scratch();
-    let line = |id: usize| format!("{{\"id\": {id}, \"instruction\": \"What is {id}?\", \"image\": \"pictures/a.png\"}}\n");
+    let line =
+        |id: usize| format!("{{\"id\": {id}, \"instruction\": \"What is {id}?\", \"image\": \"pictures/a.png\"}}\n");
     scratch.file("data/many.jsonl", (0..40).map(line).collect::<String>());
     let args = ["--model", &model, "--input", "data/many.jsonl", "--max-new-tokens", "5", "--num-generations", "2"];
     scratch.vgen_local(&[&args[..], &["--output", "one.jsonl", "--device", "cpu"]].concat()).exits(0);

@@ -5,15 +5,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use vgen_core::{PixelTiles, image_spans};
-use vgen_mllama::{Checkpoint, CrossKv, LoadOptions, Model, Reference, SelfKv, Sequence, Tensor};
+use vgen_mllama::{Checkpoint, CrossKv, Device, LoadOptions, Model, Reference, SelfKv, Sequence, Tensor};
 
+use crate::On;
 use crate::fixtures::{Case, CaseImage, Golden, batches, cases, checkpoint_names, checkpoints, preprocessor};
 use crate::inputs::reference_pixels;
 
 /// Largest error that counts as equal, relative to the largest value of the tensor.
 const TOLERANCE: f32 = 1e-4;
 
-on_both_paths!(
+on_all_paths!(
     vision_stages,
     text_layers_logits_and_greedy_tokens,
     ragged_batches,
@@ -22,9 +23,12 @@ on_both_paths!(
     unused_tiles_are_shared_only_where_they_are_equal,
 );
 
-/// With the kernels of the CPU, or the operations that every device has.
-fn load(checkpoint: &str, reference: Reference, portable: bool) -> Model {
-    let options = LoadOptions { reference, portable, ..LoadOptions::default() };
+fn load(checkpoint: &str, reference: Reference, on: On) -> Model {
+    let device = match on {
+        On::Gpu(choice) => choice.open().unwrap().device,
+        _ => Device::Cpu,
+    };
+    let options = LoadOptions { reference, device, portable: on == On::Portable, ..LoadOptions::default() };
     Model::load(&Checkpoint::folder(checkpoints().join(checkpoint)), &options, &|_, _| {}).unwrap()
 }
 
@@ -145,11 +149,11 @@ fn recorded_case(name: &str) -> (Vec<u32>, Vec<PixelTiles>, Golden) {
     (case.input_ids.unwrap(), images, golden)
 }
 
-fn vision_stages(portable: bool) {
+fn vision_stages(on: On) {
     let mut compared = BTreeSet::new();
     for checkpoint in checkpoint_names() {
         for reference in [Reference::Hf4, Reference::Hf5] {
-            let model = load(&checkpoint, reference, portable);
+            let model = load(&checkpoint, reference, on);
             for (Case { name, .. }, images, golden) in recorded(&checkpoint) {
                 // By stage: of all images at once, or one by one.
                 let mut stages: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
@@ -186,10 +190,10 @@ fn vision_stages(portable: bool) {
     assert!(compared.len() >= 2, "{compared:?}");
 }
 
-fn text_layers_logits_and_greedy_tokens(portable: bool) {
+fn text_layers_logits_and_greedy_tokens(on: On) {
     for checkpoint in checkpoint_names() {
         for reference in Reference::ALL {
-            let model = load(&checkpoint, reference, portable);
+            let model = load(&checkpoint, reference, on);
             for (case, images, golden) in recorded(&checkpoint) {
                 let what = |stage: &str| format!("{checkpoint} {reference} {} {stage}", case.name);
                 let ids = case.input_ids.clone().unwrap();
@@ -229,7 +233,7 @@ fn text_layers_logits_and_greedy_tokens(portable: bool) {
 
 /// In a batch transformers pads images too, and rows that see no image attend to that padding: the rows are given the
 /// same padding images to compare with it. `meta` needs none of that.
-fn ragged_batches(portable: bool) {
+fn ragged_batches(on: On) {
     let mut compared = 0;
     for checkpoint in checkpoint_names() {
         for batch in batches() {
@@ -239,7 +243,7 @@ fn ragged_batches(portable: bool) {
             let width = shape[1];
             let most_images = batch.rows.iter().map(|row| row.images.len()).max().unwrap();
             for reference in Reference::ALL {
-                let model = load(&checkpoint, reference, portable);
+                let model = load(&checkpoint, reference, on);
                 let vocabulary = model.config().text.vocab_size;
                 let mut rows: Vec<Row> = (0..shape[0])
                     .map(|r| {
@@ -286,8 +290,8 @@ fn ragged_batches(portable: bool) {
     assert!(compared > 0, "no batch has goldens");
 }
 
-fn images_are_projected_once(portable: bool) {
-    let model = load("tiny-hublike", Reference::Meta, portable);
+fn images_are_projected_once(on: On) {
+    let model = load("tiny-hublike", Reference::Meta, on);
     let (ids, images, _) = recorded_case("two_images");
     let mut rows = [Row::new(&model, ids, &images)];
     let before = (model.counters().images_encoded(), model.counters().image_projections());
@@ -297,8 +301,8 @@ fn images_are_projected_once(portable: bool) {
 }
 
 /// A prompt read in pieces gives what it gives whole.
-fn chunked_prefill(portable: bool) {
-    let model = load("tiny", Reference::Meta, portable);
+fn chunked_prefill(on: On) {
+    let model = load("tiny", Reference::Meta, on);
     let (ids, images, golden) = recorded_case("three_mixed");
     let (_, expected) = golden.f32("logits.meta").unwrap();
     for chunk in [1, 2, 3, 7] {
@@ -315,7 +319,7 @@ fn chunked_prefill(portable: bool) {
 }
 
 /// Where unused tiles share a representative, and where each must be computed.
-fn unused_tiles_are_shared_only_where_they_are_equal(portable: bool) {
-    assert!(load("tiny-hublike", Reference::Meta, portable).vision().unwrap().unused_tiles_share());
-    assert!(!load("tiny", Reference::Meta, portable).vision().unwrap().unused_tiles_share());
+fn unused_tiles_are_shared_only_where_they_are_equal(on: On) {
+    assert!(load("tiny-hublike", Reference::Meta, on).vision().unwrap().unused_tiles_share());
+    assert!(!load("tiny", Reference::Meta, on).vision().unwrap().unused_tiles_share());
 }

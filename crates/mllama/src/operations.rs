@@ -67,7 +67,10 @@ pub(crate) trait Operations: Debug + Sync {
 pub(crate) enum Mask<'a> {
     /// All, with what is added to their scores, `[keys]` in f32.
     Open(
-        #[cfg_attr(not(any(feature = "flash-attn", feature = "metal")), expect(dead_code, reason = "for their kernels"))]
+        #[cfg_attr(
+            not(any(feature = "flash-attn", feature = "metal")),
+            expect(dead_code, reason = "for their kernels")
+        )]
         Option<&'a Tensor>,
     ),
     /// Those before it; the last query sees all.

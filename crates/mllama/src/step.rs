@@ -108,7 +108,8 @@ impl Order {
         if first {
             return Ok(Self { singles: None, back: None });
         }
-        let rows: Vec<usize> = singles.iter().map(|&row| row as usize).chain(others.iter().cloned().flatten()).collect();
+        let rows: Vec<usize> =
+            singles.iter().map(|&row| row as usize).chain(others.iter().cloned().flatten()).collect();
         let mut back = vec![0u32; rows.len()];
         rows.iter().enumerate().for_each(|(at, &row)| back[row] = at as u32);
         Ok(Self { singles: Some(Tensor::new(singles, device)?), back: Some(Tensor::new(back, device)?) })
@@ -216,14 +217,7 @@ impl PagedTexts {
     }
 
     /// Writes the new tokens' keys and values and attends to all: `[rows, heads * d]`.
-    pub(crate) fn attend(
-        &self,
-        layer: usize,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        filled: &Filled,
-    ) -> Result<Tensor> {
+    pub(crate) fn attend(&self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, filled: &Filled) -> Result<Tensor> {
         let (q, k, v) = (filled.tokens_of(q)?, filled.tokens_of(k)?, filled.tokens_of(v)?);
         filled.fill(&self.attend_tokens(layer, &q, &k, &v)?)
     }

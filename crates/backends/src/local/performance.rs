@@ -284,10 +284,8 @@ impl<'a> Count<'a> {
             if weights == 0 { 0.0 } else { bytes as f64 / weights as f64 }
         };
         let (d, f) = (text.hidden_size as f64, text.intermediate_size as f64);
-        let (q, kv) = (
-            (text.num_attention_heads * text.head_dim) as f64,
-            (text.num_key_value_heads * text.head_dim) as f64,
-        );
+        let (q, kv) =
+            ((text.num_attention_heads * text.head_dim) as f64, (text.num_key_value_heads * text.head_dim) as f64);
         let cross = text.cross_attention_layers.len() as f64;
         let mlp = 3.0 * d * f;
         let kv_size = precision.kv;
@@ -342,7 +340,8 @@ impl<'a> Count<'a> {
             let activations = tokens * (24.0 * h + 6.0 * f) * self.size;
             // 4 norms and sums, 8 products and biases, an activation, and attention in two parts with its joins.
             let launches = 24.0;
-            let layer = Cost { flops: products + attention, bytes: weights * self.vision_weight + activations, launches };
+            let layer =
+                Cost { flops: products + attention, bytes: weights * self.vision_weight + activations, launches };
             cost = cost.plus(layer.times(layers));
         }
         cost

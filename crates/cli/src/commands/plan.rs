@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use vgen_backends::local::{
-    Bytes, DEFAULT_MAX_NEW_TOKENS, DeviceModel, EngineReport, Inspected, LocalOptions, MemoryPlan, Prediction, Workload,
-    inspect,
+    Bytes, DEFAULT_MAX_NEW_TOKENS, DeviceModel, EngineReport, Inspected, LocalOptions, MemoryPlan, Prediction,
+    Workload, inspect,
 };
 use vgen_core::{Fault, ImageRef};
 use vgen_dataset::RowSource;
