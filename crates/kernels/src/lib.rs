@@ -30,11 +30,9 @@ mod quantize_rows;
 pub mod rope;
 pub mod tensor;
 pub mod threads;
-mod top_k;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use epilogue::Epilogue;
 pub use error::{Error, Result};
 pub use linear::{Element, Format, PackedLinear, Product, forward_each};
-pub use top_k::top_k;
