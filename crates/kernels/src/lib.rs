@@ -30,6 +30,7 @@ mod quantize_rows;
 pub mod rope;
 pub mod tensor;
 pub mod threads;
+pub mod token_mask;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
