@@ -20,9 +20,11 @@ const K_BLOCK_PAIRS: usize = 512;
 
 /// Multiplies packed rows by `pairs` pairs of a panel: `(packed rows, panel, pairs, tile, stride, set or
 /// add, weights to ask for)`.
+#[cfg(target_arch = "x86_64")]
 pub(crate) type TileBf16 = unsafe fn(*const u32, *const u32, usize, *mut f32, usize, bool, *const u8);
 
 /// As [`TileBf16`] with packed rows in f32, two for each pair.
+#[cfg(target_arch = "x86_64")]
 pub(crate) type TileWiden = unsafe fn(*const f32, *const u32, usize, *mut f32, usize, bool, *const u8);
 
 /// Weights `[n_out, k_in]` as bf16 in panels.

@@ -16,6 +16,7 @@ pub(crate) struct F32(Panels);
 
 /// Multiplies `rows` packed rows by `k` steps of a panel: `(packed rows, panel, k, tile, stride, set or add,
 /// weights to ask for)`.
+#[cfg(target_arch = "x86_64")]
 pub(crate) type TileF32 = unsafe fn(*const f32, *const f32, usize, *mut f32, usize, bool, *const u8);
 
 impl F32 {

@@ -27,6 +27,7 @@ pub(crate) const TILE_ROWS: usize = 6;
 
 /// Multiplies packed rows by groups of a panel: `(packed rows, panel, groups, tile, stride, set or
 /// add, weights to ask for)`.
+#[cfg(target_arch = "x86_64")]
 pub(crate) type TileQuant = unsafe fn(*const u8, *const u8, usize, *mut f32, usize, bool, *const u8);
 
 /// How a panel is laid out; the numbers stand for the format in the tiles' const parameters.
