@@ -13,7 +13,7 @@ macro_rules! weighted_sums {
     (
         $(#[$doc:meta])*
         $values:ident, $columns:ident, $tile:ident: $word:ty, $per_word:literal, $features:literal,
-        $vector:ty = $load:expr, $all:expr, $multiply_add:expr
+        $vector:ty = $load:ident, $all:ident, $multiply_add:ident
     ) => {
         $(#[$doc])*
         #[target_feature(enable = $features)]
@@ -97,7 +97,7 @@ macro_rules! weighted_sums {
                 let v: [$vector; V] = std::array::from_fn(|i| unsafe { $load(v.add(j * width + 16 * i)) });
                 for (r, sums) in sums.iter_mut().enumerate() {
                     // SAFETY: j is below the words of a row, r < R.
-                    let weight: $vector = unsafe { $all(*p.add(r * (BLOCK / $per_word) + j)) };
+                    let weight: $vector = $all(unsafe { *p.add(r * (BLOCK / $per_word) + j) });
                     for i in 0..V {
                         sums[i] = $multiply_add(weight, v[i], sums[i]);
                     }
@@ -124,7 +124,7 @@ weighted_sums! {
     /// `p` has `rows x BLOCK` floats, `v` `keys x width`, `factors` rows, `out` `rows x width`; width divides by 16; the
     /// machine has AVX-512F.
     values_avx512, columns_avx512, tile_avx512: f32, 1, "avx512f",
-    __m512 = |at| _mm512_loadu_ps(at), |weight| _mm512_set1_ps(weight), |a, b, sum| _mm512_fmadd_ps(a, b, sum)
+    __m512 = _mm512_loadu_ps, _mm512_set1_ps, _mm512_fmadd_ps
 }
 
 weighted_sums! {
@@ -133,9 +133,29 @@ weighted_sums! {
     /// # Safety
     /// As [`values_avx512`], with AVX512-BF16.
     values_bf16, columns_bf16, tile_bf16: u32, 2, "avx512f,avx512bf16",
-    __m512bh = |at: *const u32| std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(at.cast())),
-    |weight: u32| std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(weight.cast_signed())),
-    |a, b, sum| _mm512_dpbf16_ps(sum, a, b)
+    __m512bh = load_pairs, all_pairs, multiply_add_pairs
+}
+
+/// # Safety
+/// `at` has 16 words; the machine has AVX512-BF16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn load_pairs(at: *const u32) -> __m512bh {
+    // SAFETY: by the contract of this function; both types are 64 bytes of any content.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(at.cast())) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn all_pairs(pair: u32) -> __m512bh {
+    // SAFETY: both types are 64 bytes of any content.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(pair.cast_signed())) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn multiply_add_pairs(a: __m512bh, b: __m512bh, sum: __m512) -> __m512 {
+    _mm512_dpbf16_ps(sum, a, b)
 }
 
 /// See [`crate::attention::tile::TileValues`].
