@@ -150,7 +150,7 @@ enum Weight {
 }
 
 /// Outputs of a mapped weight that are packed at a time.
-const MAPPED_OUTPUTS: usize = 1024;
+const MAPPED_OUTPUTS: usize = 256;
 
 impl Linear {
     /// `[rows, inputs]` to `[rows, outputs]`.
@@ -222,13 +222,20 @@ fn products<const N: usize>(
 fn forward_mapped(weights: &Weights, name: &str, shape: &[usize], x: &Tensor) -> Result<Tensor> {
     let raw = weights.raw(name, shape)?;
     let (outputs, inputs) = (shape[0], shape[1..].iter().product());
-    let mut parts = Vec::with_capacity(outputs.div_ceil(MAPPED_OUTPUTS));
+    let rows = x.dim(0)?;
+    let mut y = vec![0.0; rows * outputs];
     for first in (0..outputs).step_by(MAPPED_OUTPUTS) {
         let here = MAPPED_OUTPUTS.min(outputs - first);
         let part = PackedLinear::pack_rows(Format::Bf16, here, inputs, |row, to| raw.row(first + row, to))?;
-        parts.push(part.forward_tensor(x)?);
+        let part = part.forward_tensor(x)?;
+        kernels::with_slice(&part, |part| {
+            for (y, part) in y.chunks_exact_mut(outputs).zip(part.chunks_exact(here)) {
+                y[first..first + here].copy_from_slice(part);
+            }
+            Ok(())
+        })?;
     }
-    Ok(Tensor::cat(&parts, 1)?)
+    Ok(Tensor::from_vec(y, (rows, outputs), x.device())?)
 }
 
 /// A norm of the last axis of a contiguous tensor.
