@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fmt::Display;
-use std::io::{self, IsTerminal};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -89,8 +88,7 @@ struct Loading {
 
 impl Loading {
     fn new(messages: &Messages) -> Self {
-        let live = io::stderr().is_terminal() && !messages.is_quiet();
-        let bar = if live { ProgressBar::new(0) } else { ProgressBar::hidden() };
+        let bar = if messages.draws() { ProgressBar::new(0) } else { ProgressBar::hidden() };
         Self { messages: messages.clone().above(bar.clone()), bar, files: Mutex::default() }
     }
 

@@ -8,6 +8,7 @@ mod plan;
 mod quantize;
 mod render;
 mod rows;
+mod shell;
 mod verify;
 
 use std::io::Write;
@@ -15,6 +16,7 @@ use std::path::Path;
 
 use vgen_core::Fault;
 
+pub(crate) use self::shell::{completions, man};
 use crate::args::{
     Flags, LocalCommand, MergeCommand, ModelFlags, PlanCommand, QuantizeCommand, QuestionFlags, RenderCommand,
     RunCommand, VerifyCommand,
@@ -67,7 +69,7 @@ fn one_command(
         return show_config(&settings);
     }
     let config = resolve::resolve(&settings)?;
-    let messages = messages.clone().quiet(config.run.quiet);
+    let messages = messages.of_run(&config.run);
     match prompt {
         Some(prompt) => ask::ask(&config, &prompt, &image, &messages),
         None if demo && config.input.place.is_none() => rows::demo(config, &messages),
@@ -87,7 +89,7 @@ pub(crate) fn run(args: RunCommand, messages: &Messages) -> Result<u8, Fault> {
         return show_config(&settings);
     }
     let config = resolve::resolve(&settings)?;
-    let messages = messages.clone().quiet(config.run.quiet);
+    let messages = messages.of_run(&config.run);
     rows::run(config, &messages)
 }
 
@@ -96,7 +98,7 @@ pub(crate) fn plan(args: PlanCommand, messages: &Messages) -> Result<u8, Fault> 
     let PlanCommand { config, json, rows_per_second, measured, flags, model } = args;
     let config = resolve::resolve(&local_settings(config.as_deref(), flags, model, "vgen plan")?)?;
     let speed = plan::Speed { rows_per_second, measured };
-    plan::plan(&config, &speed, json, &messages.clone().quiet(config.run.quiet))
+    plan::plan(&config, &speed, json, &messages.of_run(&config.run))
 }
 
 /// `vgen verify`.
@@ -104,7 +106,7 @@ pub(crate) fn verify(args: VerifyCommand, messages: &Messages) -> Result<u8, Fau
     let VerifyCommand { answers, config, rows, rows_seed, json, flags, model } = args;
     let config = resolve::resolve(&local_settings(config.as_deref(), flags, model, "vgen verify")?)?;
     let wanted = verify::Wanted { answers, sample: rows as usize, seed: rows_seed, json };
-    verify::verify(&config, &wanted, &messages.clone().quiet(config.run.quiet))
+    verify::verify(&config, &wanted, &messages.of_run(&config.run))
 }
 
 /// The settings of a local run: its config file, and flags over it.
