@@ -67,6 +67,38 @@ fn what_the_engine_cannot_do_is_refused() {
 }
 
 #[test]
+fn a_row_brings_its_own_form_of_answer() {
+    let (scratch, model) = scratch();
+    let row =
+        |form: &str| format!("{{\"instruction\": \"Which?\", \"image\": \"pictures/a.png\", \"form\": {form}}}\n");
+    let rows = [
+        "{\"format\": \"choice\", \"schema\": [\"cat\", \"dog\"]}",
+        "{\"format\": \"regex\", \"schema\": \"[0-9]{3}\"}",
+        "{\"format\": \"json\", \"schema\": {\"type\": \"object\", \"properties\": {\"a\": {\"enum\": [1, 2]}}, \
+          \"required\": [\"a\"], \"additionalProperties\": false}}",
+        "null",
+        "{\"format\": \"regex\", \"schema\": \"(\"}",
+        "{\"format\": \"xml\", \"schema\": \"a\"}",
+    ];
+    scratch.file("data/rows.jsonl", rows.map(row).concat());
+    let args = ["--model", &model, "--input", "data/rows.jsonl", "--max-new-tokens", "40"];
+    let run = [&args[..], &["--structured-output-column", "form", "--choice", "left", "--choice", "right"]].concat();
+    scratch.vgen_local(&[&run[..], &["--output", "out.jsonl"]].concat()).exits(1).says("6 rows, 2 failed");
+    let rows = scratch.rows("out.jsonl");
+    let answer = |at: usize| rows[at]["generation"].as_str().unwrap();
+    assert!(["cat", "dog"].contains(&answer(0)), "{rows:?}");
+    assert!(answer(1).len() == 3 && answer(1).parse::<u32>().is_ok(), "{rows:?}");
+    let object: serde_json::Value = serde_json::from_str(answer(2)).unwrap();
+    assert!(object == serde_json::json!({"a": 1}) || object == serde_json::json!({"a": 2}), "{rows:?}");
+    // The run's own.
+    assert!(["left", "right"].contains(&answer(3)), "{rows:?}");
+    assert_eq!(rows[4]["error"]["code"], "constraint.invalid");
+    assert_eq!(rows[5]["error"]["code"], "row.structured_output");
+    let verified = scratch.vgen(&[&["verify", "out.jsonl"], &run[..]].concat()).exits(0);
+    assert!(verified.stdout.starts_with("4 rows run again"), "{}", verified.stdout);
+}
+
+#[test]
 fn a_folder_without_a_model_or_with_another_one_exits_with_4() {
     let (scratch, _) = scratch();
     fs::create_dir(scratch.path("empty")).unwrap();

@@ -65,6 +65,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("task", "image_check", "\"strict\""),
     key("task", "raw_images", "\"digest\""),
     key("task", "row_system_prompt", "true"),
+    key("task", "structured_output_column", NONE),
     key("task", "template_fuel", "5000000"),
     key("sampling", "max_new_tokens", MODEL),
     key("sampling", "min_new_tokens", MODEL),

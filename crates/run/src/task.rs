@@ -57,6 +57,10 @@ impl Task for TextGenerationWithImage {
         self.render(row, context)
     }
 
+    fn own_sampling(&self, row: &Row, run: &SamplingParams) -> Result<Option<(SamplingParams, u32)>, Fault> {
+        Ok(self.sampling(row, run)?.map(|sampling| (sampling, self.num_generations())))
+    }
+
     fn output_rows(&self, row: &Row, rendered: Option<&Rendered>, result: &Result<Response, Fault>) -> Vec<Row> {
         self.output_rows(row, rendered, result)
     }

@@ -64,14 +64,21 @@ pub fn verify(
     passes: &[usize],
 ) -> Result<Verified, Fault> {
     backend.check(sampling, task.num_generations())?;
+    let asked: Vec<(SamplingParams, u32)> = sample
+        .iter()
+        .map(|sampled| {
+            let own = task.own_sampling(&sampled.row, sampling)?;
+            Ok(own.unwrap_or_else(|| (sampling.clone(), task.num_generations())))
+        })
+        .collect::<Result<_, Fault>>()?;
     let mut verified = Verified { rows: sample.len(), passes: passes.to_vec(), ..Verified::default() };
     let mut first: BTreeMap<u64, Bits> = BTreeMap::new();
     for (pass, &together) in passes.iter().enumerate() {
-        for (at, mut result) in answers(sample, task, backend, sampling, together, pass) {
+        for (at, mut result) in answers(sample, &asked, backend, together, pass) {
             let sampled = &sample[at];
             let bits = result.as_ref().map(bits).unwrap_or_default();
             verified.tokens += bits.iter().filter_map(|(tokens, _)| Some(tokens.as_ref()?.len() as u64)).sum::<u64>();
-            if !sampling.logprobs
+            if !asked[at].0.logprobs
                 && let Ok(response) = &mut result
             {
                 response.generations.iter_mut().flatten().for_each(|generation| generation.logprobs = None);
@@ -95,9 +102,8 @@ pub fn verify(
 /// One pass over the sample; every other pass goes backwards, so that rows have other neighbours.
 fn answers(
     sample: &[Sampled],
-    task: &dyn Task,
+    asked: &[(SamplingParams, u32)],
     backend: &dyn Backend,
-    sampling: &SamplingParams,
     together: usize,
     pass: usize,
 ) -> Vec<(usize, Result<Response, Fault>)> {
@@ -112,9 +118,10 @@ fn answers(
     loop {
         for at in waiting.by_ref().take(together.max(1) - in_work) {
             let sampled = &sample[at];
+            let (sampling, num_generations) = &asked[at];
             let sampling = SamplingParams { logprobs: true, ..sampling.clone() };
             let request = Request {
-                num_generations: task.num_generations(),
+                num_generations: *num_generations,
                 ..Request::new(sampled.number, sampled.rendered.messages.clone(), sampling)
             };
             let send = send.clone();

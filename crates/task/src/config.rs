@@ -157,6 +157,9 @@ pub struct TaskConfig {
     /// Beyond distilabel: whether a row's `system_prompt` column wins over the task's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub row_system_prompt: Option<bool>,
+    /// Beyond distilabel: the column of a row's own form of answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub structured_output_column: Option<String>,
     /// Beyond distilabel: how many steps a template may take for a row.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template_fuel: Option<u64>,
@@ -166,7 +169,7 @@ pub struct TaskConfig {
 }
 
 /// Every parameter that [`TaskConfig::from_map`] takes.
-pub const PARAMETERS: [&str; 27] = [
+pub const PARAMETERS: [&str; 28] = [
     "name",
     "template",
     "columns",
@@ -187,6 +190,7 @@ pub const PARAMETERS: [&str; 27] = [
     "pil_format",
     "raw_images",
     "row_system_prompt",
+    "structured_output_column",
     "template_fuel",
     "use_system_prompt",
     "use_default_structured_output",
@@ -221,6 +225,7 @@ impl TaskConfig {
             pil_format: read.required("pil_format", |v| choice(v, &["original", "jpeg"])),
             raw_images: read.required("raw_images", |v| choice(v, &["digest", "inline"])),
             row_system_prompt: read.required("row_system_prompt", boolean),
+            structured_output_column: read.required("structured_output_column", text),
             template_fuel: read.required("template_fuel", |v| positive(v).map(|n| n as u64)),
             without_effect: Vec::new(),
         };
@@ -230,7 +235,7 @@ impl TaskConfig {
         read.required("input_batch_size", positive);
         read.required("resources", resources);
         read.required("exclude_from_signature", names);
-        config.without_effect = PARAMETERS[21..].iter().copied().filter(|name| map.contains_key(*name)).collect();
+        config.without_effect = PARAMETERS[22..].iter().copied().filter(|name| map.contains_key(*name)).collect();
         for name in map.keys().filter(|name| !PARAMETERS.contains(&name.as_str())) {
             read.errors.push(TaskError::UnknownParameter { name: name.clone(), nearest: nearest(name) });
         }

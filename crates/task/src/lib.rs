@@ -9,6 +9,7 @@ mod images;
 mod output;
 pub mod prepare;
 mod render;
+mod structured_output;
 mod task;
 mod template;
 pub mod tokens;

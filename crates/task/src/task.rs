@@ -27,6 +27,7 @@ pub struct TextGenerationWithImage {
     pub(crate) columns: Vec<String>,
     pub(crate) system_prompt: Option<String>,
     pub(crate) row_system_prompt: bool,
+    pub(crate) structured_output_column: Option<String>,
     pub(crate) images: ImageRules,
     pub(crate) image_column: String,
     pub(crate) image_required: bool,
@@ -86,6 +87,7 @@ impl TextGenerationWithImage {
         let mut inputs: Vec<(&str, bool)> = self.columns.iter().map(|name| (name.as_str(), true)).collect();
         inputs.push(("system_prompt", false));
         inputs.push((self.image_column.as_str(), self.image_required));
+        inputs.extend(self.structured_output_column.iter().map(|name| (name.as_str(), false)));
         let mut named: Vec<(String, bool)> = Vec::new();
         for (name, required) in inputs {
             let name = self.input_name(name);
@@ -185,6 +187,8 @@ setters! {
     raw_images: RawImages,
     /// Whether the row's `system_prompt` column wins. Default true.
     row_system_prompt: bool,
+    /// The column of a row's own form of answer. Default none.
+    structured_output_column: String,
     /// Steps that a template may take for a row. Default 5,000,000.
     template_fuel: u64,
 }
@@ -289,6 +293,7 @@ impl TaskBuilder {
             columns,
             system_prompt: config.system_prompt.clone().filter(|prompt| !prompt.is_empty()),
             row_system_prompt: config.row_system_prompt.unwrap_or(true),
+            structured_output_column: config.structured_output_column.clone(),
             images: ImageRules {
                 image_type: config.image_type.unwrap_or_default(),
                 check: config.image_check.unwrap_or_default(),
@@ -314,6 +319,7 @@ fn check_mappings(config: &TaskConfig, columns: &[String], image_column: &str, e
     let mut inputs = columns.to_vec();
     inputs.push("system_prompt".to_owned());
     inputs.push(image_column.to_owned());
+    inputs.extend(config.structured_output_column.clone());
     let outputs = OUTPUTS.map(str::to_owned).to_vec();
     for (parameter, mappings, known) in
         [("input_mappings", &config.input_mappings, inputs), ("output_mappings", &config.output_mappings, outputs)]

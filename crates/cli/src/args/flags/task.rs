@@ -23,6 +23,10 @@ pub(crate) struct TaskFlags {
     /// The column of the image or images [default: image].
     #[arg(long, value_name = "NAME")]
     image_column: Option<String>,
+    /// The column of a row's own form of answer, {"format": "json", "schema": {...}} as in distilabel, or format
+    /// regex or choice; a row without one takes the run's.
+    #[arg(long, value_name = "NAME")]
+    structured_output_column: Option<String>,
     /// Where images stand in the message: before the text, or after it as distilabel puts them [default: first; for
     /// other backends than the local one: as-given].
     #[arg(long, value_name = "WHERE", value_parser = ["first", "as-given"])]
@@ -61,6 +65,11 @@ impl TaskFlags {
         settings.flags(("task", "columns"), "--columns", self.columns);
         settings.flag(("task", "image_type"), "--image-type", self.image_type);
         settings.flag(("task", "image_column"), "--image-column", self.image_column);
+        settings.flag(
+            ("task", "structured_output_column"),
+            "--structured-output-column",
+            self.structured_output_column,
+        );
         settings.flag(("task", "image_position"), "--image-position", position);
         settings.flag(("task", "image_required"), "--image-required", self.image_required);
         settings.flag(("task", "num_generations"), "--num-generations", self.num_generations);
