@@ -46,6 +46,7 @@ pub fn vgen(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Local(args) => commands::local(*args, &messages),
         Command::Remote(args) => commands::remote(*args, &messages),
         Command::Run(args) => commands::run(*args, &messages),
+        Command::Check(args) => commands::check(*args, &messages),
         Command::Plan(args) => commands::plan(*args, &messages),
         Command::Verify(args) => commands::verify(*args, &messages),
         Command::Merge(args) => commands::merge(&args, &messages),

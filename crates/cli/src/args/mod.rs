@@ -1,6 +1,7 @@
 //! The command lines, exactly as typed: one module for each command; [`Flags::settings`] turns flags into settings.
 //! Parsing touches no file.
 
+mod check;
 mod flags;
 mod local;
 mod merge;
@@ -14,6 +15,7 @@ mod verify;
 
 use clap::{Parser, Subcommand};
 
+pub(crate) use self::check::CheckCommand;
 pub(crate) use self::flags::{Color, Flags, LogFormat, MessageFlags, ModelFlags};
 pub(crate) use self::local::{LocalArgs, LocalCommand};
 pub(crate) use self::merge::MergeCommand;
@@ -53,6 +55,9 @@ pub(crate) enum Command {
     /// Runs what a config file says; flags override it.
     #[command(after_help = EXIT_CODES)]
     Run(Box<RunCommand>),
+    /// Does everything that a run does before its first answer: configuration, rows, images, model, output, memory, time.
+    #[command(after_help = EXIT_CODES)]
+    Check(Box<CheckCommand>),
     /// Says what a run of a local model takes, from its configuration and the headers of images alone.
     #[command(after_help = EXIT_CODES)]
     Plan(Box<PlanCommand>),

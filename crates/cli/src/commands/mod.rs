@@ -1,7 +1,9 @@
 //! The commands: each takes its arguments and returns the exit code.
 
 mod ask;
+mod check;
 mod input;
+mod lint;
 mod merge;
 mod output;
 mod plan;
@@ -9,6 +11,7 @@ mod quantize;
 mod render;
 mod rows;
 mod shell;
+mod survey;
 mod verify;
 
 use std::io::Write;
@@ -18,8 +21,8 @@ use vgen_core::Fault;
 
 pub(crate) use self::shell::{completions, man};
 use crate::args::{
-    Flags, LocalCommand, MergeCommand, ModelFlags, PlanCommand, QuantizeCommand, QuestionFlags, RenderCommand,
-    RunCommand, VerifyCommand,
+    CheckCommand, Flags, LocalCommand, MergeCommand, ModelFlags, PlanCommand, QuantizeCommand, QuestionFlags,
+    RenderCommand, RunCommand, VerifyCommand,
 };
 use crate::messages::Messages;
 use crate::remote::flags::RemoteCommand;
@@ -99,6 +102,33 @@ pub(crate) fn plan(args: PlanCommand, messages: &Messages) -> Result<u8, Fault> 
     let config = resolve::resolve(&local_settings(config.as_deref(), flags, model, "vgen plan")?)?;
     let speed = plan::Speed { rows_per_second, measured };
     plan::plan(&config, &speed, json, &messages.of_run(&config.run))
+}
+
+/// `vgen check`.
+pub(crate) fn check(args: CheckCommand, messages: &Messages) -> Result<u8, Fault> {
+    let CheckCommand { config, rows, all, fetch, json, rows_per_second, measured, flags, model, remote } = args;
+    let print = flags.print_config;
+    let mut settings = match &config {
+        Some(config) => config_file::read(config)?,
+        None => Settings::default(),
+    };
+    let mut flags = flags.settings();
+    model.add_to(&mut flags);
+    remote.add_to(&mut flags);
+    settings.overlay(flags);
+    if settings.get("backend", "kind").is_none() {
+        // Without a config file, as vgen remote if there is a server, else as vgen local.
+        let server =
+            ["model_id", "endpoint_name", "base_url"].iter().any(|name| settings.get("backend", name).is_some());
+        let kind = if server { "inference-endpoints" } else { "local" };
+        settings.set("backend", "kind", kind.into(), Origin::Command("vgen check"));
+    }
+    if print {
+        return show_config(&settings);
+    }
+    let speed = plan::Speed { rows_per_second, measured };
+    let wanted = check::Wanted { rows: (!all).then_some(rows), fetch, json, speed };
+    check::check(&settings, &wanted, messages)
 }
 
 /// `vgen verify`.

@@ -10,8 +10,8 @@ use vgen_dataset::{
     RowSink, RowSource, SidecarOptions, SidecarSink, check_is_no_input, infer, store_images,
 };
 use vgen_run::record::{
-    Found, InputFile, InputRecord, Ledger, Past, RECORD_VERSION, RecordError, RunFolder, RunRecord, RunState,
-    differences, failed_rows,
+    Found, InputFile, InputRecord, Ledger, ModelRecord, Past, RECORD_VERSION, RecordError, RunFolder, RunRecord,
+    RunState, differences, failed_rows,
 };
 use vgen_run::{JournalRows, KnownRows, OldRows, check_skipped};
 use vgen_task::TextGenerationWithImage;
@@ -71,8 +71,15 @@ pub(crate) fn stream(config: &Config) -> Result<Option<Box<dyn RowSink>>, Fault>
     }
 }
 
-fn is_stream(path: &Path) -> bool {
+/// Whether a path is a pipe or a device: nothing that could be gone on with.
+pub(crate) fn is_stream(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
+}
+
+/// The fault of `--retry-failed` without a record.
+pub(crate) fn no_retry() -> Fault {
+    Fault::stop("usage.retry", "--retry-failed needs an output that is a file")
+        .with_hint("name the output of the run with --output")
 }
 
 /// The format of an output.
@@ -86,7 +93,6 @@ pub(crate) fn prepare(
     path: &Path,
     task: &TextGenerationWithImage,
     source: &mut Box<dyn RowSource>,
-    messages: &Messages,
 ) -> Result<Prepared, Fault> {
     let inputs = input::paths(config)?;
     let format = format(config, path);
@@ -105,12 +111,6 @@ pub(crate) fn prepare(
         found => found?,
     };
     let start = decide(config, path, &inputs, format, task, source, found)?;
-    match &start {
-        Start::Resume(_, past) | Start::Retry(_, past) => {
-            messages.info(format!("going on with {}: {} rows are done", path.display(), past.finished_rows()));
-        }
-        Start::Fresh(_) | Start::Done(..) => {}
-    }
     Ok(Prepared { folder, start, path: path.to_owned(), image_folder })
 }
 
@@ -332,7 +332,48 @@ fn first_rows(config: &Config, source: &mut Box<dyn RowSource>) -> Result<Vec<Ro
     Ok(rows)
 }
 
+/// # Errors
+/// `resume.differs`
+fn check_model(record: &RunRecord, model: &ModelRecord, path: &Path) -> Result<(), RecordError> {
+    if record.model == *model {
+        return Ok(());
+    }
+    let mut lines = Vec::new();
+    let told = |value: &Option<String>| value.clone().unwrap_or_else(|| "not known".to_owned());
+    for (what, then, now) in [
+        ("name", &Some(record.model.name.clone()), &Some(model.name.clone())),
+        ("revision", &record.model.revision, &model.revision),
+        ("digest", &record.model.digest, &model.digest),
+    ] {
+        if then != now {
+            lines.push(format!("model.{what} was {}, now is {}", told(then), told(now)));
+        }
+    }
+    Err(RecordError::Differs { output: path.to_owned(), differences: lines })
+}
+
 impl Prepared {
+    /// Says that an earlier run is gone on with, if it is so.
+    pub(crate) fn tell(&self, messages: &Messages) {
+        if let Start::Resume(_, past) | Start::Retry(_, past) = &self.start {
+            let (path, rows) = (self.path.display(), past.finished_rows());
+            messages.info(format!("going on with {path}: {rows} rows are done"));
+        }
+    }
+
+    /// Whether an earlier run had the model that is called so now.
+    ///
+    /// # Errors
+    /// `resume.differs`
+    pub(crate) fn check_model(&self, config: &Config, name: &str) -> Result<(), Fault> {
+        match &self.start {
+            Start::Fresh(_) => Ok(()),
+            Start::Resume(record, _) | Start::Retry(record, _) | Start::Done(record, _) => {
+                Ok(check_model(record, &identity::model(config, name), &self.path)?)
+            }
+        }
+    }
+
     /// Opens the output for the backend's answers.
     ///
     /// # Errors
@@ -345,25 +386,9 @@ impl Prepared {
         source: &mut Box<dyn RowSource>,
     ) -> Result<Opened, Fault> {
         let Self { folder, start, path, image_folder } = self;
-        let model = identity::model(config, backend);
+        let model = identity::model(config, backend.model_name());
         let durability = config.output.durability;
-        let check_model = |record: &RunRecord| {
-            if record.model == model {
-                return Ok(());
-            }
-            let mut lines = Vec::new();
-            let told = |value: &Option<String>| value.clone().unwrap_or_else(|| "not known".to_owned());
-            for (what, then, now) in [
-                ("name", &Some(record.model.name.clone()), &Some(model.name.clone())),
-                ("revision", &record.model.revision, &model.revision),
-                ("digest", &record.model.digest, &model.digest),
-            ] {
-                if then != now {
-                    lines.push(format!("model.{what} was {}, now is {}", told(then), told(now)));
-                }
-            }
-            Err(RecordError::Differs { output: path.clone(), differences: lines })
-        };
+        let check_model = |record: &RunRecord| check_model(record, &model, &path);
         match start {
             Start::Fresh(layout) => {
                 let record = record(config, task, &path, layout.clone(), model)?;
@@ -462,7 +487,7 @@ fn record(
     task: &TextGenerationWithImage,
     path: &Path,
     layout: OutputLayout,
-    model: vgen_run::record::ModelRecord,
+    model: ModelRecord,
 ) -> Result<RunRecord, Fault> {
     let now = vgen_run::record::now();
     let rows_per_input =

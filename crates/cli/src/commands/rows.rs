@@ -8,9 +8,9 @@ use serde_json::json;
 use vgen_core::{Backend, Fault};
 use vgen_dataset::{RowSink, RowSource};
 use vgen_run::{Pipeline, Summary, Task};
-use vgen_task::{ImagePosition, OpenAiBatch, TaskConfig, TextGenerationWithImage};
+use vgen_task::{TaskConfig, TextGenerationWithImage};
 
-use super::{input, output};
+use super::{input, lint, output};
 use crate::interrupt::Interrupt;
 use crate::messages::Messages;
 use crate::progress::{self, Reporter};
@@ -22,6 +22,7 @@ pub(crate) fn run(config: Config, messages: &Messages) -> Result<u8, Fault> {
     // What is wrong with task, input or output shows before a model is loaded.
     let task = TextGenerationWithImage::from_config(config.task.clone())?;
     let source = input::source(&config)?;
+    lint::before(&config, &task, messages)?;
     finish(&config, task, source, None, messages)
 }
 
@@ -60,11 +61,12 @@ fn finish(
     };
     let target = match (stream, &config.output.place) {
         (None, Place::File(path)) => {
-            Target::File(Box::new(output::prepare(config, path, &task, &mut source, messages)?))
+            let prepared = output::prepare(config, path, &task, &mut source)?;
+            prepared.tell(messages);
+            Target::File(Box::new(prepared))
         }
         (Some(_), _) if config.output.retry_failed => {
-            return Err(Fault::stop("usage.retry", "--retry-failed needs an output that is a file")
-                .with_hint("name the output of the run with --output"));
+            return Err(output::no_retry());
         }
         (stream, _) => Target::Stream(stream.unwrap_or_else(|| Box::new(vgen_dataset::JsonlSink::stdout()))),
     };
@@ -79,7 +81,7 @@ fn finish(
     let interrupt = Interrupt::install(messages)?;
     let backend = backend::open(config, messages)?;
     let task = for_backend(task, &*backend)?;
-    let batch = input::is_batch(config)?;
+    let batch = input::batch(config)?;
     let to_terminal = config.output.place == Place::Standard && io::stdout().is_terminal();
     let mut replaces = false;
     let (sink, recorded) = match target {
@@ -91,8 +93,8 @@ fn finish(
         }
     };
     let task: Box<dyn Task> = match batch {
-        true => Box::new(OpenAiBatch { image_position: config.task.image_position.unwrap_or(ImagePosition::AsGiven) }),
-        false => Box::new(task),
+        Some(batch) => Box::new(batch),
+        None => Box::new(task),
     };
     let mut pipeline = Pipeline::new(source, task, Arc::clone(&backend), sink)
         .sampling(config.sampling.clone())
@@ -116,12 +118,13 @@ fn finish(
                 folder.install_retry()?;
             }
             progress::summary(messages, &summary);
+            let cut = lint::after(config, &summary, messages);
             if let Some(path) = &config.run.stats {
                 write_stats(path, &*backend, &summary)?;
             }
             Ok(match (summary.interrupted, summary.failed_rows) {
                 (true, _) => exit::INTERRUPTED,
-                (false, 0) => exit::DONE,
+                (false, 0) if !cut => exit::DONE,
                 (false, _) => exit::SOME_ROWS_FAILED,
             })
         }

@@ -22,6 +22,8 @@ use crate::{hub, local};
 use progress::Waiting;
 use table::RemoteTable;
 
+const NO_KEY: &str = "no API key: set HF_TOKEN, or name one with api_key";
+
 /// Sets the client up; waits for an endpoint that has to wake.
 pub(crate) fn open(
     table: &RemoteTable,
@@ -35,7 +37,7 @@ pub(crate) fn open(
     }
     let api_key = api_key(&config)?;
     if api_key.is_none() && config.base_url.is_none() {
-        messages.warning("no API key: set HF_TOKEN, or name one with api_key");
+        messages.warning(NO_KEY);
     }
     let fetcher = ImageFetcher::new(local::limits(images));
     let waiting = Arc::new(Waiting::new(messages, interval));
@@ -48,6 +50,24 @@ pub(crate) fn open(
     let backend = RemoteBackend::connect(config, RemoteSecrets { api_key }, hooks);
     waiting.connected();
     Ok(Arc::new(backend?))
+}
+
+/// Sets the client up as far as nobody has to be asked; `None` for an endpoint, which would be woken.
+pub(crate) fn dry(
+    table: &RemoteTable,
+    images: &Images,
+    interval: Duration,
+    messages: &Messages,
+) -> Result<Option<Arc<dyn Backend>>, Fault> {
+    if table.config.endpoint_name.is_none() {
+        return open(table, images, interval, messages).map(Some);
+    }
+    table.config.validate()?;
+    render(&table.config, table.chat_template.as_deref())?;
+    if api_key(&table.config)?.is_none() {
+        messages.warning(NO_KEY);
+    }
+    Ok(None)
 }
 
 /// The key that the config names, else the one that everybody has.
