@@ -38,13 +38,18 @@ pub(crate) struct Wanted {
 enum Level {
     /// The run would not begin, or not end well.
     Error,
-    /// It would, but perhaps not as meant.
+    /// Rows would fail.
+    Rows,
+    /// It would go well, but perhaps not as meant.
     Warning,
 }
 
 #[derive(Debug, Serialize)]
 struct Problem {
     level: Level,
+    /// How many rows fail so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rows: Option<u64>,
     #[serde(flatten)]
     fault: Fault,
 }
@@ -68,12 +73,21 @@ impl Report {
     fn error(&mut self, fault: Fault) {
         // The same mistake may be met on several ways.
         if self.problems.iter().all(|problem| problem.fault != fault) {
-            self.problems.push(Problem { level: Level::Error, fault });
+            self.problems.push(Problem { level: Level::Error, rows: None, fault });
+        }
+    }
+
+    /// A row that would fail; the first one of a code stands for all.
+    fn row(&mut self, fault: &Fault) {
+        let same = |problem: &&mut Problem| problem.level == Level::Rows && problem.fault.code == fault.code;
+        match self.problems.iter_mut().find(same) {
+            Some(problem) => problem.rows = problem.rows.map(|rows| rows + 1),
+            None => self.problems.push(Problem { level: Level::Rows, rows: Some(1), fault: fault.clone() }),
         }
     }
 
     fn warning(&mut self, fault: Fault) {
-        self.problems.push(Problem { level: Level::Warning, fault });
+        self.problems.push(Problem { level: Level::Warning, rows: None, fault });
     }
 
     /// The value, or the mistake among the problems.
@@ -93,7 +107,7 @@ pub(crate) fn check(settings: &Settings, wanted: &Wanted, messages: &Messages) -
         all(&config, wanted, &mut report, &messages);
     }
     let first = report.problems.iter().find(|problem| problem.level == Level::Error);
-    let failing = report.rows.as_ref().is_some_and(|rows| rows.faulty_rows > 0);
+    let failing = report.problems.iter().any(|problem| problem.level == Level::Rows);
     report.exit_code = match first {
         Some(problem) => exit::of_fault(&problem.fault),
         None if failing => exit::SOME_ROWS_FAILED,
@@ -104,9 +118,14 @@ pub(crate) fn check(settings: &Settings, wanted: &Wanted, messages: &Messages) -
         match problem.level {
             Level::Error => messages.error(&problem.fault),
             Level::Warning => messages.warn(&problem.fault),
+            // They were told one by one.
+            Level::Rows => {}
         }
     }
     if wanted.json {
+        if let Some(plan) = &mut report.plan {
+            report.rows = plan.rows.take();
+        }
         let text = serde_json::to_string_pretty(&report).map_err(|e| Fault::stop("run.plan", e.to_string()))?;
         super::print(&(text + "\n"))?;
     } else {
@@ -157,8 +176,7 @@ fn all(config: &Config, wanted: &Wanted, report: &mut Report, messages: &Message
         let rows = report.rows.take();
         let Model { options, inspected, .. } = &model;
         let plan = plan::Report::new(config, options, inspected, rows, wanted.speed.rows_per_second, measured.as_ref());
-        report.take(inspected.plan.check(inspected.free));
-        report.take(plan.check());
+        report.take(inspected.plan.check(inspected.free).and_then(|()| plan.check()));
         let looked = plan.rows.as_ref().map_or(0, |rows| rows.rows);
         let scale = report.rows_about.map_or(1.0, |all| all as f64 / looked.max(1) as f64);
         report.seconds = plan.seconds.map(|seconds| seconds * scale);
@@ -243,6 +261,7 @@ fn rows(
         sampling: &config.sampling,
         most_rows: wanted.rows,
     };
+    let Some(mut source) = report.take(input::source(config)) else { return };
     let mut linter = Linter::new(batch.is_none().then_some(task), lint::reader(config));
     let mut failing = 0;
     let mut watch = |origin: &Origin, row: Option<&Row>, rendered: Result<&Rendered, &Fault>| {
@@ -250,13 +269,14 @@ fn rows(
         if let Err(fault) = rendered {
             failing += 1;
             if failing <= SHOWN_ROWS {
-                messages.warning(format!("{origin}: {} [{}]", fault.message, fault.code));
+                messages.warning(format!("{} [{}]", placed(origin, fault), fault.code));
             }
+            report.row(&Fault { message: placed(origin, fault), ..fault.clone() });
         }
     };
-    let Some(mut source) = report.take(input::source(config)) else { return };
+    let surveyed = survey.of(&mut source, &mut watch);
     report.input = Some(source.name().to_owned());
-    let Some(rows) = report.take(survey.of(&mut source, &mut watch)) else { return };
+    let Some(rows) = report.take(surveyed) else { return };
     if rows.rows == 0 {
         report.error(vgen_dataset::DatasetError::InputEmpty(source.name().to_owned()).into());
     }
@@ -264,8 +284,16 @@ fn rows(
     report.rows_about = all;
     report.rows = Some(rows);
     if config.run.lint != Lint::Off {
-        linter.findings().into_iter().for_each(|finding| report.warning(finding));
+        // Rows that fail are told as what they are.
+        let findings = linter.findings().into_iter().filter(|finding| finding.code != "lint.failing_rows");
+        findings.for_each(|finding| report.warning(finding));
     }
+}
+
+/// What is wrong, and where, in case the message does not say.
+pub(super) fn placed(origin: &Origin, fault: &Fault) -> String {
+    let place = origin.to_string();
+    if fault.message.contains(&place) { fault.message.clone() } else { format!("{place}: {}", fault.message) }
 }
 
 /// Where the rows would go, and whether an earlier run would be gone on with.
@@ -349,7 +377,7 @@ impl Report {
             line("time", &format!("about {}", progress::duration(seconds)));
         }
         let count = |level| self.problems.iter().filter(|problem| problem.level == level).count();
-        line("problems", &format!("{} errors, {} warnings", count(Level::Error), count(Level::Warning)));
+        line("problems", &format!("errors: {}, warnings: {}", count(Level::Error), count(Level::Warning)));
         text
     }
 }

@@ -61,7 +61,7 @@ fn count(config: &Config, inspected: &Inspected, options: &LocalOptions, message
     };
     let mut watch = |origin: &Origin, _: Option<&Row>, rendered: Result<&Rendered, &Fault>| {
         if let Err(fault) = rendered {
-            messages.warning(format!("{origin}: {} [{}]", fault.message, fault.code));
+            messages.warning(format!("{} [{}]", super::check::placed(origin, fault), fault.code));
         }
     };
     survey.of(&mut super::input::source(config)?, &mut watch)
