@@ -350,9 +350,8 @@ impl Report {
         if let Some(output) = &self.output {
             line("output", output);
         }
-        match (&self.backend, &self.plan) {
-            (Some(backend), None) => line("model", backend),
-            _ => {}
+        if let (Some(backend), None) = (&self.backend, &self.plan) {
+            line("model", backend);
         }
         let rows = self.plan.as_ref().map_or(self.rows.as_ref(), |plan| plan.rows.as_ref());
         if let Some(rows) = rows {
