@@ -202,7 +202,7 @@ fn model(config: &Config, report: &mut Report, messages: &Messages) -> Option<Mo
     let checked = match &config.backend {
         BackendTable::Local(table) => return local_model(config, table, report),
         BackendTable::Remote(table) => remote::dry(table, &config.images, config.run.progress_interval, messages),
-        _ => backend::open(config, messages).map(Some),
+        _ => backend::open(config, None, messages).map(Some),
     };
     match report.take(checked)? {
         Some(backend) => {

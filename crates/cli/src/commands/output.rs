@@ -3,11 +3,13 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use vgen_core::{Backend, Fault, Row};
+use vgen_core::{Backend, Fault, ImageRef, Row};
 use vgen_dataset::{
-    Column, ColumnType, DatasetError, ImageFolder, ImageStorage, InputOptions, JsonlSink, OutputFormat, OutputLayout,
-    RowSink, RowSource, SidecarOptions, SidecarSink, check_is_no_input, infer, store_images,
+    Column, ColumnType, DatasetError, FetchImage, ImageColumn, ImageFolder, ImageStorage, InputOptions, JsonlSink,
+    OutputFormat, OutputLayout, RowSink, RowSource, SidecarOptions, SidecarSink, StoredImages, check_is_no_input,
+    infer, store_images,
 };
 use vgen_run::record::{
     Found, InputFile, InputRecord, Ledger, ModelRecord, Past, RECORD_VERSION, RecordError, RunFolder, RunRecord,
@@ -15,11 +17,12 @@ use vgen_run::record::{
 };
 use vgen_run::{JournalRows, KnownRows, OldRows, check_skipped};
 use vgen_task::TextGenerationWithImage;
+use vgen_task::image::{ImageFetcher, KeptImages};
 
 use super::input;
-use crate::identity;
 use crate::messages::Messages;
 use crate::table::{Config, Place, Resume};
+use crate::{identity, local};
 
 /// Rows, and bytes of them, from which the columns of an output with a schema are taken.
 const LOOK_ROWS: usize = 1000;
@@ -54,18 +57,55 @@ pub(crate) struct Opened {
     pub(crate) replaces: bool,
 }
 
+/// Where the bytes of images to embed come from.
+struct ImageSource {
+    folder: Option<PathBuf>,
+    kept: Option<Arc<KeptImages>>,
+}
+
+/// A place for images from the network, if their bytes are wanted in the output.
+pub(crate) fn kept_images(config: &Config) -> Option<Arc<KeptImages>> {
+    (config.output.images == ImageStorage::Embed).then(Arc::default)
+}
+
+/// The sink, with the images of its rows stored as the configuration wants them.
+fn stored(
+    config: &Config,
+    sink: Box<dyn RowSink>,
+    folder: Option<PathBuf>,
+    kept: Option<&Arc<KeptImages>>,
+) -> Box<dyn RowSink> {
+    if config.output.images == ImageStorage::Keep {
+        return sink;
+    }
+    let fetch = kept.map(|kept| -> FetchImage {
+        // What the backend did not fetch (a server may do that itself), or what was fetched too long ago.
+        let fetcher = ImageFetcher::new(local::limits(&config.images)).keeping(Some(Arc::clone(kept)));
+        let kept = Arc::clone(kept);
+        Arc::new(move |url| match kept.get(url) {
+            Some(known) => known,
+            None => fetcher.fetch(&ImageRef::Url(url.into())).ok(),
+        })
+    });
+    let (column, storage) = (input::image_column(config), config.output.images);
+    Box::new(StoredImages::new(sink, ImageColumn { column, storage, folder, fetch }))
+}
+
 /// A sink without a record: standard output, a pipe, a device.
-pub(crate) fn stream(config: &Config) -> Result<Option<Box<dyn RowSink>>, Fault> {
+pub(crate) fn stream(
+    config: &Config,
+    folder: Option<PathBuf>,
+    kept: Option<&Arc<KeptImages>>,
+) -> Result<Option<Box<dyn RowSink>>, Fault> {
     match &config.output.place {
-        Place::Standard => Ok(Some(Box::new(JsonlSink::stdout()))),
+        Place::Standard => Ok(Some(stored(config, Box::new(JsonlSink::stdout()), folder, kept))),
         Place::File(path) if is_stream(path) => {
             let layout = OutputLayout {
                 format: OutputFormat::Jsonl,
                 columns: Vec::new(),
                 group_rows: config.output.row_group_rows,
-                reference_column: None,
             };
-            Ok(Some(Box::new(layout.create(path, None)?)))
+            Ok(Some(stored(config, Box::new(layout.create(path)?), folder, kept)))
         }
         Place::File(_) => Ok(None),
     }
@@ -256,6 +296,17 @@ fn layout(
         return Err(Fault::stop("config.value", "the answers to a batch file are JSON lines")
             .with_hint("name an output that ends in .jsonl"));
     }
+    if config.output.images == ImageStorage::Embed {
+        let folders: std::collections::BTreeSet<_> = inputs.iter().map(|path| path.parent()).collect();
+        if folders.len() > 1 {
+            return Err(Fault::stop("config.value", "images of inputs in several folders can't be embedded")
+                .with_hint("put the files in one folder, or run one at a time"));
+        }
+    }
+    if format == OutputFormat::Sidecar && config.output.images != ImageStorage::Keep {
+        return Err(Fault::stop("config.value", "text files beside images hold no images")
+            .with_hint("leave out --output-images"));
+    }
     let image_column = input::image_column(config);
     let mut columns = Vec::new();
     if format.has_schema() {
@@ -264,13 +315,6 @@ fn layout(
             None => infer(&first_rows(config, source)?),
         };
         store_images(&mut columns, &image_column, config.output.images);
-        if config.output.images == ImageStorage::Embed {
-            let folders: std::collections::BTreeSet<_> = inputs.iter().map(|path| path.parent()).collect();
-            if folders.len() > 1 {
-                return Err(Fault::stop("config.value", "images of inputs in several folders can't be embedded")
-                    .with_hint("put the files in one folder, or run one at a time"));
-            }
-        }
         for column in written_columns(config, task) {
             match columns.iter_mut().find(|other| other.name == column.name) {
                 Some(other) => *other = column,
@@ -278,13 +322,7 @@ fn layout(
             }
         }
     }
-    let reference = format.has_schema() && config.output.images == ImageStorage::Reference;
-    Ok(OutputLayout {
-        format,
-        columns,
-        group_rows: config.output.row_group_rows,
-        reference_column: reference.then_some(image_column),
-    })
+    Ok(OutputLayout { format, columns, group_rows: config.output.row_group_rows })
 }
 
 fn written_columns(config: &Config, task: &TextGenerationWithImage) -> Vec<Column> {
@@ -384,8 +422,10 @@ impl Prepared {
         task: &TextGenerationWithImage,
         backend: &dyn Backend,
         source: &mut Box<dyn RowSource>,
+        kept: Option<&Arc<KeptImages>>,
     ) -> Result<Opened, Fault> {
         let Self { folder, start, path, image_folder } = self;
+        let images = ImageSource { folder: image_folder, kept: kept.cloned() };
         let model = identity::model(config, backend.model_name());
         let durability = config.output.durability;
         let check_model = |record: &RunRecord| check_model(record, &model, &path);
@@ -393,7 +433,7 @@ impl Prepared {
             Start::Fresh(layout) => {
                 let record = record(config, task, &path, layout.clone(), model)?;
                 let ledger = Ledger::begin(folder, record, durability)?;
-                let sink = sink(config, &layout, &path, image_folder, None)?;
+                let sink = sink(config, &layout, &path, images, None)?;
                 Ok(Opened { sink, ledger, known: Box::new(()), replaces: false })
             }
             Start::Resume(mut record, past) | Start::Done(mut record, past) => {
@@ -401,14 +441,14 @@ impl Prepared {
                 record.config = config.recorded.config.clone();
                 let layout = record.layout.clone();
                 let ledger = Ledger::resume(folder, *record, &past, durability)?;
-                let sink = sink(config, &layout, &path, image_folder, Some(past.mark()))?;
+                let sink = sink(config, &layout, &path, images, Some(past.mark()))?;
                 let known = Box::new(JournalRows::new(*past, source.name()));
                 Ok(Opened { sink, ledger, known, replaces: false })
             }
             Start::Retry(mut record, past) => {
                 check_model(&record)?;
                 record.config = config.recorded.config.clone();
-                retry(config, folder, record, past, &path, image_folder, source)
+                retry(config, folder, record, past, &path, images, source)
             }
         }
     }
@@ -420,14 +460,14 @@ fn retry(
     mut record: Box<RunRecord>,
     past: Box<Past>,
     path: &Path,
-    image_folder: Option<PathBuf>,
+    images: ImageSource,
     source: &mut Box<dyn RowSource>,
 ) -> Result<Opened, Fault> {
     let layout = record.layout.clone();
     let sidecar = layout.format == OutputFormat::Sidecar;
     if past.end().is_none() && !sidecar {
         // A killed run: what is whole of it becomes a file that can be read.
-        layout.resume(path, image_folder.clone(), past.mark())?.finish()?;
+        layout.resume(path, past.mark())?.finish()?;
     }
     let failed = failed_rows(&folder.path().join("failed.jsonl"))?;
     let failed = failed.into_iter().filter(|row| row.sequence < past.mark().rows).collect();
@@ -455,7 +495,7 @@ fn retry(
     let fresh = again.finished_rows() == 0;
     let ledger = Ledger::retry(folder, *record, &again, config.output.durability)?;
     let new = if sidecar { path.to_owned() } else { new };
-    let sink = sink(config, &layout, &new, image_folder, (!fresh).then_some(mark))?;
+    let sink = sink(config, &layout, &new, images, (!fresh).then_some(mark))?;
     Ok(Opened { sink, ledger, known: Box::new(known), replaces: true })
 }
 
@@ -463,7 +503,7 @@ fn sink(
     config: &Config,
     layout: &OutputLayout,
     path: &Path,
-    image_folder: Option<PathBuf>,
+    images: ImageSource,
     mark: Option<vgen_dataset::Mark>,
 ) -> Result<Box<dyn RowSink>, Fault> {
     if layout.format == OutputFormat::Sidecar {
@@ -476,10 +516,11 @@ fn sink(
         };
         return Ok(Box::new(SidecarSink::new(options, mark.unwrap_or_default().rows)));
     }
-    Ok(match mark {
-        None => Box::new(layout.create(path, image_folder)?),
-        Some(mark) => Box::new(layout.resume(path, image_folder, mark)?),
-    })
+    let sink: Box<dyn RowSink> = match mark {
+        None => Box::new(layout.create(path)?),
+        Some(mark) => Box::new(layout.resume(path, mark)?),
+    };
+    Ok(stored(config, sink, images.folder, images.kept.as_ref()))
 }
 
 fn record(

@@ -55,9 +55,10 @@ fn finish(
     for warning in task.warnings() {
         messages.warning(warning);
     }
+    let kept = output::kept_images(config);
     let stream = match sink {
         Some(sink) => Some(sink),
-        None => output::stream(config)?,
+        None => output::stream(config, source.folder().map(Path::to_owned), kept.as_ref())?,
     };
     let target = match (stream, &config.output.place) {
         (None, Place::File(path)) => {
@@ -79,7 +80,7 @@ fn finish(
         return Ok(if counts.failed_rows > 0 { exit::SOME_ROWS_FAILED } else { exit::DONE });
     }
     let interrupt = Interrupt::install(messages)?;
-    let backend = backend::open(config, messages)?;
+    let backend = backend::open(config, kept.as_ref(), messages)?;
     let task = for_backend(task, &*backend)?;
     let batch = input::batch(config)?;
     let to_terminal = config.output.place == Place::Standard && io::stdout().is_terminal();
@@ -87,7 +88,7 @@ fn finish(
     let (sink, recorded) = match target {
         Target::Stream(sink) => (sink, None),
         Target::File(prepared) => {
-            let opened = prepared.open(config, &task, &*backend, &mut source)?;
+            let opened = prepared.open(config, &task, &*backend, &mut source, kept.as_ref())?;
             replaces = opened.replaces;
             (opened.sink, Some((opened.ledger, opened.known)))
         }

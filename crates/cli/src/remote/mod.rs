@@ -14,7 +14,7 @@ use vgen_backends::remote::{
 };
 use vgen_core::{Backend, Fault, Secret};
 use vgen_task::chat::{ChatTemplate, template_messages};
-use vgen_task::image::ImageFetcher;
+use vgen_task::image::{ImageFetcher, KeptImages};
 
 use crate::messages::Messages;
 use crate::table::Images;
@@ -28,6 +28,7 @@ const NO_KEY: &str = "no API key: set HF_TOKEN, or name one with api_key";
 pub(crate) fn open(
     table: &RemoteTable,
     images: &Images,
+    kept: Option<&Arc<KeptImages>>,
     interval: Duration,
     messages: &Messages,
 ) -> Result<Arc<dyn Backend>, Fault> {
@@ -39,7 +40,7 @@ pub(crate) fn open(
     if api_key.is_none() && config.base_url.is_none() {
         messages.warning(NO_KEY);
     }
-    let fetcher = ImageFetcher::new(local::limits(images));
+    let fetcher = ImageFetcher::new(local::limits(images)).keeping(kept.cloned());
     let waiting = Arc::new(Waiting::new(messages, interval));
     let shown = Arc::clone(&waiting);
     let hooks = RemoteHooks {
@@ -60,7 +61,7 @@ pub(crate) fn dry(
     messages: &Messages,
 ) -> Result<Option<Arc<dyn Backend>>, Fault> {
     if table.config.endpoint_name.is_none() {
-        return open(table, images, interval, messages).map(Some);
+        return open(table, images, None, interval, messages).map(Some);
     }
     table.config.validate()?;
     render(&table.config, table.chat_template.as_deref())?;
