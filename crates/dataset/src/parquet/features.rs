@@ -2,15 +2,16 @@
 //! them an image is shown as an image, and a number as the name of a class.
 
 use arrow_schema::{DataType, TimeUnit};
-use parquet::file::metadata::{FileMetaData, KeyValue};
+use parquet::file::metadata::FileMetaData;
 use serde_json::{Map, Value, json};
 
 use crate::columns::{Column, ColumnType, UNFIT};
 
-const KEY: &str = "huggingface";
+/// The key.
+pub(super) const KEY: &str = "huggingface";
 
-/// The metadata of a file with these columns.
-pub(super) fn metadata(columns: &[Column]) -> KeyValue {
+/// What stands under it in a file with these columns.
+pub(super) fn text(columns: &[Column]) -> String {
     let mut features = Map::new();
     for column in columns {
         // What has no feature is left out: `datasets` takes these columns by their type.
@@ -19,7 +20,7 @@ pub(super) fn metadata(columns: &[Column]) -> KeyValue {
         }
     }
     features.insert(UNFIT.to_owned(), value("string"));
-    KeyValue::new(KEY.to_owned(), json!({"info": {"features": features}}).to_string())
+    json!({"info": {"features": features}}).to_string()
 }
 
 fn value(dtype: &str) -> Value {

@@ -4,6 +4,7 @@
 //! with one more footer at the end that describes them all, these are one Parquet file. So the file itself tells how to
 //! go on after an interruption: the footers of the row groups are found from behind.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::metadata::{
-    FileMetaData, ParquetMetaData, ParquetMetaDataReader, ParquetMetaDataWriter, RowGroupMetaData,
+    FileMetaData, KeyValue, ParquetMetaData, ParquetMetaDataReader, ParquetMetaDataWriter, RowGroupMetaData,
 };
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use serde_json::value::RawValue;
@@ -52,7 +53,9 @@ impl RowGroups {
         let mut fields: Vec<Field> =
             columns.iter().map(|column| Field::new(&column.name, data_type(&column.kind), true)).collect();
         fields.push(Field::new(UNFIT, DataType::Utf8, true));
-        let schema = Arc::new(Schema::new(fields));
+        // `datasets` takes them from the schema of Arrow that is embedded in the file, others from the file itself.
+        let features = [(features::KEY.to_owned(), features::text(&columns))];
+        let schema = Arc::new(Schema::new_with_metadata(fields, HashMap::from(features)));
         let (rows, groups) = (Vec::new(), Vec::new());
         Self { columns, group_rows, schema, rows, inputs: 0, bytes: 0, groups, file_metadata: None }
     }
@@ -64,7 +67,7 @@ impl RowGroups {
             .set_offset_index_disabled(true)
             .set_created_by("vgen".to_owned())
             .set_max_row_group_row_count(None)
-            .set_key_value_metadata(Some(vec![features::metadata(&self.columns)]))
+            .set_key_value_metadata(Some(vec![KeyValue::new(features::KEY.to_owned(), features::text(&self.columns))]))
             .build()
     }
 
