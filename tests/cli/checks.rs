@@ -153,3 +153,22 @@ fn prompts_are_looked_at_before_a_run_and_answers_after_it() {
     let first = [&args[..4], &["--limit", "1", "--max-new-tokens", "3", "--lint", "deny"]].concat();
     scratch.vgen_local(&first).exits(1).says("[lint.cut_by_length]");
 }
+
+#[test]
+fn a_check_fetches_images_only_if_asked_to() {
+    let photo = fs::read(fixture("mllama/public/images/raw_text_first_0.png")).unwrap();
+    let server = vgen_loopback::Server::start(move |request| match request.path.as_str() {
+        "/none.png" => vgen_loopback::Answer::status(404),
+        _ => vgen_loopback::Answer::body("image/png", photo.clone()),
+    })
+    .unwrap();
+    let (scratch, model) = (Scratch::new(), model());
+    let row = |name: &str| format!("{{\"instruction\": \"What?\", \"image\": \"{}/{name}\"}}\n", server.url());
+    scratch.file("rows.jsonl", ["a.png", "b.png", "a.png", "none.png"].map(row).concat());
+    let args = ["check", "--model", &model, "--input", "rows.jsonl", "--allow-private-addresses", "--json"];
+    let seen = checked(&scratch.vgen(&args).exits(0).stdout);
+    assert_eq!((&seen["rows"]["unseen_images"], server.requests()), (&json!(4), 0));
+    let seen = checked(&scratch.vgen(&[&args[..], &["--fetch"]].concat()).exits(1).stdout);
+    assert_eq!((&seen["rows"]["unseen_images"], &seen["rows"]["different_images"]), (&json!(0), &json!(2)), "{seen:#}");
+    assert_eq!((codes(&seen, "rows"), server.requests()), (vec!["image.http_status".to_owned()], 3));
+}

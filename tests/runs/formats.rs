@@ -196,7 +196,7 @@ fn parquet_says_to_hugging_face_what_its_columns_are() {
     for feature in [r#""image":{"_type":"Image"}"#, r#""id":{"dtype":"int64","_type":"Value"}"#] {
         assert!(holds(&scratch, "out.parquet", feature), "{feature}");
     }
-    // Names of classes, which only the features tell, and images whose bytes have no name.
+    // As pyarrow wrote it: names of classes, which only the features tell, and images whose bytes have no name.
     let fixture = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/features.parquet");
     scratch.file("features.parquet", fs::read(fixture).unwrap());
     scratch.run(&["--input", "features.parquet", "--output", "again.parquet"]).exits(0);
