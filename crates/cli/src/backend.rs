@@ -30,3 +30,12 @@ pub(crate) fn open(
         }
     }
 }
+
+/// Whether the backend fetches the images in the network itself, and not a server that gets their URLs.
+pub(crate) fn fetches(config: &Config) -> bool {
+    match &config.backend {
+        BackendTable::Local(_) => true,
+        BackendTable::Remote(table) => table.config.inline_images,
+        BackendTable::Mock(_) | BackendTable::None => false,
+    }
+}

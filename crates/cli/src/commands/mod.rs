@@ -1,5 +1,6 @@
 //! The commands: each takes its arguments and returns the exit code.
 
+mod ahead;
 mod ask;
 mod check;
 mod input;

@@ -82,7 +82,7 @@ fn stored(
         // What the backend did not fetch (a server may do that itself), or what was fetched too long ago.
         let fetcher = ImageFetcher::new(local::limits(&config.images)).keeping(Some(Arc::clone(kept)));
         let kept = Arc::clone(kept);
-        Arc::new(move |url| match kept.get(url) {
+        Arc::new(move |url| match kept.wait(url) {
             Some(known) => known,
             None => fetcher.fetch(&ImageRef::Url(url.into())).ok(),
         })

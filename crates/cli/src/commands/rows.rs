@@ -10,12 +10,13 @@ use vgen_dataset::{RowSink, RowSource};
 use vgen_run::{Pipeline, Summary, Task};
 use vgen_task::{TaskConfig, TextGenerationWithImage};
 
+use super::ahead::FetchAhead;
 use super::{input, lint, output};
 use crate::interrupt::Interrupt;
 use crate::messages::Messages;
 use crate::progress::{self, Reporter};
 use crate::table::{Config, Place};
-use crate::{backend, demo, exit};
+use crate::{backend, demo, exit, local};
 
 /// Asks about every row of the input.
 pub(crate) fn run(config: Config, messages: &Messages) -> Result<u8, Fault> {
@@ -96,6 +97,10 @@ fn finish(
     let task: Box<dyn Task> = match batch {
         Some(batch) => Box::new(batch),
         None => Box::new(task),
+    };
+    let task = match kept {
+        Some(kept) if !backend::fetches(config) => Box::new(FetchAhead::new(task, kept, local::limits(&config.images))),
+        _ => task,
     };
     let mut pipeline = Pipeline::new(source, task, Arc::clone(&backend), sink)
         .sampling(config.sampling.clone())

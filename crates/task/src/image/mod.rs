@@ -27,7 +27,7 @@ pub use decode::decode;
 pub use error::ImageError;
 pub use fetch::ImageFetcher;
 pub(crate) use fetch::image_name;
-pub use kept::KeptImages;
+pub use kept::{Claim, KeptImages};
 pub use limits::ImageLimits;
 pub use processor::{MllamaImageProcessor, ProcessorError};
 pub use resize::{Filter, resize};
