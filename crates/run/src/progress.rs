@@ -144,6 +144,7 @@ pub(crate) struct Tally {
     pub(crate) known: bool,
     pub(crate) timings: TimingSums,
     pub(crate) first_timings: Option<Timings>,
+    pub(crate) tiles: Option<u64>,
 }
 
 impl Tally {
@@ -168,6 +169,7 @@ impl Tally {
                     tally.output_tokens += usage.output_tokens;
                     tally.timings.add(generation);
                     tally.first_timings.get_or_insert(generation.timings);
+                    tally.tiles = tally.tiles.or(generation.tiles);
                 }
             }
         }

@@ -19,7 +19,7 @@ pub use config::{
     ColumnCheck, ImageCheck, ImagePosition, ImageType, PARAMETERS, PilFormat, RawImages, TaskConfig, Undefined,
 };
 pub use error::{TaskError, TemplateError, TemplateErrorKind};
-pub use images::{data_url, encode_image, image_mime};
+pub use images::{data_url, encode_image, image_mime, image_refs};
 pub use output::Answer;
 pub use render::{Rendered, RowContext};
 pub use task::{TaskBuilder, TextGenerationWithImage};

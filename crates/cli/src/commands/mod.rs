@@ -7,6 +7,7 @@ mod output;
 mod plan;
 mod quantize;
 mod render;
+mod report;
 mod rows;
 mod verify;
 
@@ -16,7 +17,7 @@ use std::path::Path;
 use vgen_core::Fault;
 
 use crate::args::{
-    Flags, LocalCommand, MergeCommand, ModelFlags, PlanCommand, QuantizeCommand, QuestionFlags, RenderCommand,
+    Flags, LocalCommand, MergeCommand, ModelFlags, PlanCommand, QuantizeCommand, QuestionFlags, RenderCommand, ReportCommand,
     RunCommand, VerifyCommand,
 };
 use crate::messages::Messages;
@@ -160,6 +161,11 @@ fn print(text: &str) -> Result<(), Fault> {
         std::io::ErrorKind::BrokenPipe => Fault::stop("output.closed", "the reader of stdout went away"),
         _ => Fault::stop("output.write", format!("writing to stdout failed: {error}")),
     })
+}
+
+/// `vgen report`.
+pub(crate) fn report(args: ReportCommand, messages: &Messages) -> Result<u8, Fault> {
+    report::run(args, messages)
 }
 
 /// `vgen merge`.
