@@ -95,7 +95,7 @@ fn write_page(contents: &Contents, out: &mut impl Write) -> io::Result<()> {
     let script = format!("(() => {{\n\"use strict\";\n{}\n}})();\n", SCRIPTS.join("\n"));
     let digest = |text: &str| STANDARD.encode(Sha256::digest(text.as_bytes()));
     let policy = format!(
-        "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; style-src-attr 'unsafe-inline'; \
+        "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; \
          img-src data:; base-uri 'none'; form-action 'none'",
         digest(&script),
         digest(STYLE)

@@ -38,7 +38,7 @@ function histogram({ title, integer, show, valueOf, lines, choose, nothing }) {
   const binOf = (value) => Math.min(count - 1, Math.max(0, Math.floor((value - start) / step + 1e-9)));
   const all = new Array(count).fill(0);
   known.forEach((value) => { all[binOf(value)] += 1; });
-  const most = Math.max(...all);
+  const most = Math.max(...all, 1);
   const last = (bin) => open && bin === count - 1;
   const rangeOf = (bin) => [start + bin * step, last(bin) ? Infinity : start + (bin + 1) * step];
   const name = (bin) => {
@@ -116,7 +116,7 @@ function legend(sums) {
     el("span", {}, el("i", { class: `p${at}` }), `${phase} `, el("b", {}, duration(sums[at])), ` ${share(sums[at])}`)));
 }
 
-const ROWS_IN_WINDOW = 40;
+const ROWS_IN_WINDOW = 30;
 const WIDTH = 1000;
 
 // How many rows were in each phase over a session's time, and single rows of a part of it.
@@ -127,7 +127,7 @@ function timeline(lines, side, session, open) {
     if (times && times[0] === session) rows.push({ at, start: times[1], phases: phasesOf(times), end: times[1] + times[6] });
   });
   rows.sort((a, b) => a.start - b.start);
-  const end = Math.max(...rows.map((row) => row.end), 1e-6);
+  const end = rows.reduce((most, row) => Math.max(most, row.end), 1e-6);
   const sums = PHASES.map((_, phase) => rows.reduce((sum, row) => sum + row.phases[phase], 0));
   const box = el("div", {}, legend(sums));
 
