@@ -108,7 +108,9 @@ impl Browser {
         let parameters = &event["params"];
         match event["method"].as_str().unwrap_or_default() {
             "Runtime.exceptionThrown" => self.complaints.push(parameters["exceptionDetails"].to_string()),
-            "Runtime.consoleAPICalled" if ["error", "warning", "assert"].iter().any(|kind| parameters["type"] == *kind) => {
+            "Runtime.consoleAPICalled"
+                if ["error", "warning", "assert"].iter().any(|kind| parameters["type"] == *kind) =>
+            {
                 self.complaints.push(parameters["args"].to_string());
             }
             "Log.entryAdded" if parameters["entry"]["level"] == "error" => {
@@ -146,7 +148,9 @@ impl Browser {
     #[track_caller]
     pub(crate) fn wait(&mut self, expression: &str) {
         let start = Instant::now();
-        while self.eval(&format!("(() => {{ try {{ return Boolean({expression}); }} catch {{ return false; }} }})()")) != true {
+        while self.eval(&format!("(() => {{ try {{ return Boolean({expression}); }} catch {{ return false; }} }})()"))
+            != true
+        {
             assert!(start.elapsed() < PATIENCE, "never: {expression}");
             std::thread::sleep(Duration::from_millis(30));
         }
@@ -169,7 +173,10 @@ impl Browser {
             "ArrowDown" => 40,
             _ => 0,
         };
-        self.call("Input.dispatchKeyEvent", json!({"type": "keyDown", "key": key, "text": text, "windowsVirtualKeyCode": code}));
+        self.call(
+            "Input.dispatchKeyEvent",
+            json!({"type": "keyDown", "key": key, "text": text, "windowsVirtualKeyCode": code}),
+        );
         self.call("Input.dispatchKeyEvent", json!({"type": "keyUp", "key": key, "windowsVirtualKeyCode": code}));
     }
 

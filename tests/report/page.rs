@@ -35,7 +35,11 @@ fn many(rows: usize) -> Scratch {
     scratch.file("rows.jsonl", lines);
     let mut more = String::new();
     for row in (0..rows).filter(|row| row % 97 == 5) {
-        write!(more, "[[backend.faults]]\nrow = {row}\ncode = \"image.fetch\"\nmessage = \"no answer from the server\"\n").unwrap();
+        write!(
+            more,
+            "[[backend.faults]]\nrow = {row}\ncode = \"image.fetch\"\nmessage = \"no answer from the server\"\n"
+        )
+        .unwrap();
     }
     scratch.file(
         "run.toml",
@@ -168,7 +172,10 @@ fn hostile_texts_are_texts() {
             let text = browser.eval("document.querySelector('#detail .text').textContent");
             assert!(text.as_str().unwrap().starts_with("</script><script>window.evil=1"), "{text}");
         }
-        assert_eq!(browser.eval("document.querySelectorAll('#detail script, #detail b b, main img[onerror]').length"), 0);
+        assert_eq!(
+            browser.eval("document.querySelectorAll('#detail script, #detail b b, main img[onerror]').length"),
+            0
+        );
         browser.press("Escape");
         browser.wait("!document.getElementById('detail').open");
     }

@@ -17,8 +17,8 @@ use std::path::Path;
 use vgen_core::Fault;
 
 use crate::args::{
-    Flags, LocalCommand, MergeCommand, ModelFlags, PlanCommand, QuantizeCommand, QuestionFlags, RenderCommand, ReportCommand,
-    RunCommand, VerifyCommand,
+    Flags, LocalCommand, MergeCommand, ModelFlags, PlanCommand, QuantizeCommand, QuestionFlags, RenderCommand,
+    ReportCommand, RunCommand, VerifyCommand,
 };
 use crate::messages::Messages;
 use crate::remote::flags::RemoteCommand;

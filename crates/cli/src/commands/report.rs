@@ -7,7 +7,6 @@ use crate::args::ReportCommand;
 use crate::exit;
 use crate::messages::Messages;
 
-
 /// Writes the report; says where it is.
 pub(crate) fn run(args: ReportCommand, messages: &Messages) -> Result<u8, Fault> {
     let file = args.file.unwrap_or_else(|| default_file(&args.outputs));

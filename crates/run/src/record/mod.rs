@@ -25,6 +25,6 @@ pub use folder::{Found, RunFolder};
 pub use journal::{KnownRow, Past};
 pub use ledger::{Durability, Ledger};
 pub use manifest::{
-    Counts, FailedRow, InputFile, InputRecord, ModelRecord, RECORD_VERSION, RowTimings, RunRecord, RunState,
-    Session, SettingRecord, TimingSums, differences, failed_rows, now, row_timings,
+    Counts, FailedRow, InputFile, InputRecord, ModelRecord, RECORD_VERSION, RowTimings, RunRecord, RunState, Session,
+    SettingRecord, TimingSums, differences, failed_rows, now, row_timings,
 };

@@ -77,7 +77,7 @@ struct RunFacts {
     name: String,
     path: String,
     rows: usize,
-    /// Whether the rows are complete answers of a batch file, whose questions are elsewhere.
+
     record: Option<Value>,
     warnings: Vec<String>,
 }

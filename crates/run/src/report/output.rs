@@ -10,7 +10,9 @@ use vgen_dataset::{InputOptions, OutputFormat, OutputLayout, RowSource, SidecarO
 
 use super::row::{Names, Place, Reader, Shown};
 use super::sidecar::Sidecars;
-use crate::record::{FailedRow, RECORD_VERSION, RecordError, RowTimings, RunFolder, RunRecord, failed_rows, row_timings};
+use crate::record::{
+    FailedRow, RECORD_VERSION, RecordError, RowTimings, RunFolder, RunRecord, failed_rows, row_timings,
+};
 
 /// An output, not yet read.
 pub(super) struct Output {
@@ -37,7 +39,8 @@ impl Output {
         let failed = failed_rows(&folder.join("failed.jsonl")).unwrap_or_default();
         let mut warnings = Vec::new();
         if record.is_none() {
-            warnings.push("there is no run record beside the output: times, settings and counts are not known".to_owned());
+            warnings
+                .push("there is no run record beside the output: times, settings and counts are not known".to_owned());
         }
         let mut names = Names::of(record.as_ref());
         if let Some(column) = image_column {
@@ -75,15 +78,18 @@ impl Output {
 
     fn sidecars(&self) -> Result<Sidecars, Fault> {
         let setting = |name: &str| self.names.setting(name).and_then(Value::as_str).map(str::to_owned);
-        let named = self.record.as_ref().and_then(|record| record.input.files.first());
-        let images = named.map_or_else(|| self.path.clone(), |file| file.path.clone());
+        let images = self.input_files().into_iter().next().unwrap_or_else(|| self.path.clone());
         let mut folder = InputOptions::default().folder;
         folder.image_column = self.names.image.clone();
         folder.instruction_column =
             self.names.columns.first().map_or_else(|| "instruction".to_owned(), |(_, column)| column.clone());
         folder.instruction = setting("input.instruction").filter(|text| !text.starts_with('<'));
         folder.instruction_suffix = setting("input.instruction_suffix").filter(|text| !text.starts_with('<'));
-        folder.globs = self.names.setting("input.globs").and_then(|globs| serde_json::from_value(globs.clone()).ok()).unwrap_or_default();
+        folder.globs = self
+            .names
+            .setting("input.globs")
+            .and_then(|globs| serde_json::from_value(globs.clone()).ok())
+            .unwrap_or_default();
         let sidecars = SidecarOptions {
             folder: self.path.clone(),
             suffix: setting("output.sidecar_suffix").unwrap_or_else(|| ".txt".to_owned()),
@@ -107,14 +113,28 @@ impl Output {
         })
     }
 
+    fn folder(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new(""))
+    }
+
+    /// The files and folders of the input. Their paths were relative to where the run was begun, which is often the
+    /// output's folder.
+    fn input_files(&self) -> Vec<PathBuf> {
+        let located = |path: &PathBuf| {
+            let beside = self.folder().join(path);
+            if !path.exists() && beside.exists() { beside } else { path.clone() }
+        };
+        self.record.iter().flat_map(|record| &record.input.files).map(|file| located(&file.path)).collect()
+    }
+
     /// What relative paths of images may be relative to.
     fn image_folders(&self) -> Vec<PathBuf> {
         let mut folders: Vec<PathBuf> = Vec::new();
-        let inputs = self.record.iter().flat_map(|record| &record.input.files).map(|file| match file.path.is_dir() {
-            true => file.path.clone(),
-            false => file.path.parent().unwrap_or(Path::new("")).to_owned(),
+        let inputs = self.input_files().into_iter().map(|path| match path.is_dir() {
+            true => path,
+            false => path.parent().unwrap_or(Path::new("")).to_owned(),
         });
-        let own = self.path.parent().unwrap_or(Path::new("")).to_owned();
+        let own = self.folder().to_owned();
         for folder in inputs.chain([own, PathBuf::new()]) {
             if !folders.contains(&folder) {
                 folders.push(folder);
@@ -125,8 +145,7 @@ impl Output {
 
     /// The requests that a batch output answers, if they are still there.
     fn batch_input(&self) -> Option<Box<dyn RowSource>> {
-        let record = self.record.as_ref()?;
-        let paths: Vec<PathBuf> = record.input.files.iter().map(|file| file.path.clone()).collect();
+        let paths = self.input_files();
         let options = InputOptions { max_line_bytes: Some(u64::MAX >> 1), ..InputOptions::default() };
         if self.format() != OutputFormat::Jsonl || paths.is_empty() || paths.iter().any(|path| !path.is_file()) {
             return None;

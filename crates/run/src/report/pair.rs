@@ -6,9 +6,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use serde_json::Value;
 use vgen_core::{Fault, Row};
 
+use super::Pairing;
 use super::output::{Output, next_or_end};
 use super::row::Side;
-use super::Pairing;
 
 /// Columns that name a row, if they differ in all rows.
 const NAMING: [&str; 5] = ["custom_id", "id", "row_id", "uuid", "key"];
@@ -68,7 +68,9 @@ pub(super) fn choose(outputs: &mut [Output], key: Option<&str>, most: usize) -> 
         lines.extend(spread(good, rest));
         lines.sort_by_key(|line| (line[0].or(line[1]), line[0].is_none()));
         if let Some(output) = outputs.first_mut() {
-            output.warnings.push(format!("{most} of {all} rows are shown: those that failed, and of the others every n-th"));
+            output
+                .warnings
+                .push(format!("{most} of {all} rows are shown: those that failed, and of the others every n-th"));
         }
     }
     Ok(Choice { lines, pairing })

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Serialize;
-use serde_json::{Map, Value, json};
 use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
 use vgen_core::{Fault, ImageRef, Row};
 use vgen_dataset::{RowSource, UNFIT};
 use vgen_task::{ImageType, image_refs};
@@ -220,7 +220,9 @@ impl<'a> Reader<'a> {
         side.model = texts(row, &names.model_name, false).into_iter().flatten().next();
         let of_task = |prefix: &str, object: &Map<String, Value>| {
             let own = object.get(&format!("{prefix}{}", names.task)).cloned();
-            own.or_else(|| object.iter().rev().find(|(name, _)| name.starts_with(prefix)).map(|(_, value)| value.clone()))
+            own.or_else(|| {
+                object.iter().rev().find(|(name, _)| name.starts_with(prefix)).map(|(_, value)| value.clone())
+            })
         };
         let statistics: Vec<Value> = metadata.iter().filter_map(|object| of_task("statistics_", object)).collect();
         let counts = |name: &'static str| statistics.iter().filter_map(move |one| one.get(name)?.as_u64());

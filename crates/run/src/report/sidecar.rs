@@ -33,7 +33,8 @@ impl Sidecars {
         let answer = fs::read_to_string(self.options.file_of(Path::new(&image)));
         if let Some(codes) = self.failed.get(&number) {
             let code = codes.first().map_or("unknown", String::as_str);
-            let error = json!({"code": code, "message": "", "hint": "answers beside images have no column for messages"});
+            let error =
+                json!({"code": code, "message": "", "hint": "answers beside images have no column for messages"});
             // Plain data always serialises.
             let _ = row.set(self.error_column.as_str(), &error);
         }
