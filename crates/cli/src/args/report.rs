@@ -12,7 +12,7 @@ pub(crate) struct ReportCommand {
     #[arg(value_name = "OUTPUT", required = true, num_args = 1..=2)]
     pub(crate) outputs: Vec<PathBuf>,
     /// The file to write; an older report there is replaced [default: OUTPUT.html].
-    #[arg(long = "output", short, value_name = "FILE.html")]
+    #[arg(long = "output", short = 'o', value_name = "FILE.html")]
     pub(crate) file: Option<PathBuf>,
     /// Replace the file even if it is no report.
     #[arg(long)]

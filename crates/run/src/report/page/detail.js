@@ -16,7 +16,7 @@ function shot(slot) {
   const link = about.u && el("a", { href: about.u, target: "_blank", rel: "noopener noreferrer" }, "open the original");
   const caption = [about.n, size].filter(Boolean).join(" · ");
   return el("figure", {},
-    source ? el("img", { src: source, alt: about.n ? `image ${about.n}` : "image of the row" }) : el("div", { class: "blank" }, about.why ?? about.y ?? "no image"),
+    source ? el("img", { src: source, alt: about.n ? `image ${about.n}` : "image of the row" }) : el("div", { class: "blank" }, about.y ?? "no image"),
     (caption || link) && el("figcaption", {}, caption, caption && link ? " · " : "", link));
 }
 
