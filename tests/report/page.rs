@@ -85,7 +85,7 @@ fn rows_are_searched_filtered_and_opened() {
     assert_eq!(browser.eval(&format!("{failed}.querySelector('em').textContent")), "1");
     browser.eval(&format!("{failed}.click()"));
     assert_eq!(listed(&mut browser), 1);
-    assert_eq!(browser.eval("document.querySelector('.row .answer').textContent"), "mock.fault");
+    assert_eq!(browser.eval("document.querySelector('.row .answer').textContent"), "mock.fault: it was told to");
     browser.eval(&format!("{failed}.click()"));
     browser.eval("document.querySelector('.range input').value = '99'; document.querySelector('.range input').dispatchEvent(new Event('input'))");
     assert_eq!(listed(&mut browser), 0);

@@ -15,6 +15,8 @@ use crate::record::{RowTimings, RunRecord, SettingRecord};
 
 /// Longest prompt or answer, in characters.
 const LONGEST_TEXT: usize = 100_000;
+/// Longest message of an error in the list.
+const LONGEST_MESSAGE: usize = 400;
 /// Longest value of another column.
 const LONGEST_VALUE: usize = 4_000;
 /// Longest value that looks like data rather than text.
@@ -116,6 +118,9 @@ pub(super) struct Side {
     /// The code of its error.
     #[serde(rename = "e", skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,
+    /// Its message.
+    #[serde(rename = "x", skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
     #[serde(rename = "f", skip_serializing_if = "Option::is_none")]
     pub(super) finish: Option<String>,
     #[serde(rename = "m", skip_serializing_if = "Option::is_none")]
@@ -215,7 +220,7 @@ impl<'a> Reader<'a> {
             _ => Vec::new(),
         };
         let side = &mut shown.side;
-        side.error = errors.first().map(code_of);
+        (side.error, side.message) = (errors.first().map(code_of), errors.first().and_then(message_of));
         side.finish = joined(&finish);
         side.model = texts(row, &names.model_name, false).into_iter().flatten().next();
         let of_task = |prefix: &str, object: &Map<String, Value>| {
@@ -330,7 +335,7 @@ impl<'a> Reader<'a> {
             shown.detail.answers = answers;
         }
         if let Some(error @ Value::Object(_)) = value(row, "error") {
-            side.error = Some(code_of(&error));
+            (side.error, side.message) = (Some(code_of(&error)), message_of(&error));
             shown.detail.errors.push(error);
         }
         shown.columns.push(("custom_id".to_owned(), custom_id.as_str().into()));
@@ -374,12 +379,18 @@ fn is_batch(row: &Row) -> bool {
 fn failed(fault: &Fault) -> Shown {
     let mut shown = Shown::default();
     shown.side.error = Some(fault.code.to_string());
+    shown.side.message = Some(clip(&fault.message, LONGEST_MESSAGE).into_owned());
     shown.detail.errors.extend(serde_json::to_value(fault).ok());
     shown
 }
 
 fn code_of(error: &Value) -> String {
     error["code"].as_str().unwrap_or("unknown").to_owned()
+}
+
+fn message_of(error: &Value) -> Option<String> {
+    let message = error["message"].as_str().filter(|message| !message.is_empty())?;
+    Some(clip(message, LONGEST_MESSAGE).into_owned())
 }
 
 /// A column's value; JSON text, where a format has nothing else for it, as what it says.

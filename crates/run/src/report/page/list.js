@@ -56,9 +56,9 @@ const ORDERS = [
 ];
 
 const texts = [];
-// What is searched: prompt, answers, error codes, in lower case.
+// What is searched: prompt, answers, errors, in lower case.
 function textOf(at) {
-  texts[at] ??= [index.lines[at].prompt, ...index.lines[at].sides.flatMap((side) => (side ? [side.t, side.e] : []))].filter(Boolean).join("\n").toLowerCase();
+  texts[at] ??= [index.lines[at].prompt, ...index.lines[at].sides.flatMap((side) => (side ? [side.t, side.e, side.x] : []))].filter(Boolean).join("\n").toLowerCase();
   return texts[at];
 }
 
@@ -251,7 +251,7 @@ function thumbOf(line) {
 
 function answerOf(side) {
   if (!side) return el("div", { class: "answer nothing" }, "not in this run");
-  if (side.e) return el("div", { class: "answer bad" }, marked(side.e));
+  if (side.e) return el("div", { class: "answer bad" }, marked(side.x ? `${side.e}: ${side.x}` : side.e, 400));
   if (side.t === undefined || side.t === "") return el("div", { class: "answer nothing" }, "empty answer");
   return el("div", { class: "answer" }, marked(side.t, 400));
 }
@@ -259,7 +259,7 @@ function answerOf(side) {
 function aboutOf(side, short) {
   if (!side) return [];
   return [
-    side.e && el("span", { class: "tag bad" }, short ? "failed" : side.e),
+    side.e && el("span", { class: "tag bad" }, "failed"),
     side.f && side.f !== "stop" && el("span", { class: "tag warn" }, side.f),
     side.f === "stop" && !short && el("span", {}, "stop"),
     side.o !== undefined && el("span", {}, plural(side.o, "token")),
