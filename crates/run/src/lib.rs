@@ -29,6 +29,7 @@ mod pipeline;
 mod progress;
 pub mod record;
 mod reorder;
+pub mod report;
 mod task;
 mod verify;
 

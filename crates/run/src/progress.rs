@@ -156,6 +156,7 @@ pub(crate) struct Tally {
     pub(crate) known: bool,
     pub(crate) timings: TimingSums,
     pub(crate) first_timings: Option<Timings>,
+    pub(crate) tiles: Option<u64>,
 }
 
 impl Tally {
@@ -183,6 +184,7 @@ impl Tally {
                     tally.cut_by_time += u64::from(generation.finish_reason == Some(FinishReason::Deadline));
                     tally.timings.add(generation);
                     tally.first_timings.get_or_insert(generation.timings);
+                    tally.tiles = tally.tiles.or(generation.tiles);
                 }
             }
         }

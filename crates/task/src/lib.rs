@@ -20,7 +20,7 @@ pub use config::{
     ColumnCheck, ImageCheck, ImagePosition, ImageType, PARAMETERS, PilFormat, RawImages, TaskConfig, Undefined,
 };
 pub use error::{TaskError, TemplateError, TemplateErrorKind};
-pub use images::{data_url, encode_image, image_mime};
+pub use images::{data_url, encode_image, image_mime, image_refs};
 pub use lint::{Linter, Reader};
 pub use output::Answer;
 pub use render::{Rendered, RowContext};

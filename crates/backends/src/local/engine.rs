@@ -190,9 +190,11 @@ impl Engine {
         if joining.is_empty() {
             return;
         }
+        let start = Instant::now();
         self.encode(&joining);
+        let encode = start.elapsed().as_secs_f64();
         for job in joining {
-            match self.activate(job) {
+            match self.activate(job, encode) {
                 Ok(row) => self.active.push(row),
                 Err(failed) => {
                     let (job, fault) = *failed;
@@ -253,7 +255,7 @@ impl Engine {
         add(&self.stats.encode, start.elapsed().as_nanos() as u64);
     }
 
-    fn activate(&mut self, job: Job) -> Result<ActiveRow, Box<(Job, Fault)>> {
+    fn activate(&mut self, job: Job, encode: f64) -> Result<ActiveRow, Box<(Job, Fault)>> {
         let mut images = Vec::with_capacity(job.prompt.images.len());
         for image in &job.prompt.images {
             match self.cache.get(&image.digest) {
@@ -274,7 +276,11 @@ impl Engine {
         };
         add(&self.stats.shared_prompt_tokens, shared as u64);
         match kv {
-            Ok(kv) => Ok(ActiveRow::new(job, images, kv)),
+            Ok(kv) => {
+                // A row without images only waits meanwhile.
+                let encode = if images.is_empty() { 0.0 } else { encode };
+                Ok(ActiveRow::new(job, images, kv, encode))
+            }
             Err(error) => Err(Box::new((job, error.into()))),
         }
     }

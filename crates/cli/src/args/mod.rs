@@ -9,6 +9,7 @@ mod plan;
 mod quantize;
 mod question;
 mod render;
+mod report;
 mod run;
 mod shell;
 mod verify;
@@ -23,6 +24,7 @@ pub(crate) use self::plan::PlanCommand;
 pub(crate) use self::quantize::QuantizeCommand;
 pub(crate) use self::question::QuestionFlags;
 pub(crate) use self::render::RenderCommand;
+pub(crate) use self::report::ReportCommand;
 pub(crate) use self::run::RunCommand;
 pub(crate) use self::shell::{CompletionsCommand, ManCommand, Program};
 pub(crate) use self::verify::VerifyCommand;
@@ -66,6 +68,8 @@ pub(crate) enum Command {
     Verify(Box<VerifyCommand>),
     /// Joins the outputs of shards, after a check that every row is there once.
     Merge(MergeCommand),
+    /// Makes a page of a run to look at, or of two side by side: one file, to be opened in a browser.
+    Report(ReportCommand),
     /// Writes a checkpoint as one GGUF file with weights of fewer bits, which loads in seconds.
     Quantize(QuantizeCommand),
     /// Prints the messages that would be sent, {"messages": [...]} for each row, without loading a model.

@@ -10,6 +10,7 @@ mod output;
 mod plan;
 mod quantize;
 mod render;
+mod report;
 mod rows;
 mod shell;
 mod survey;
@@ -23,7 +24,7 @@ use vgen_core::Fault;
 pub(crate) use self::shell::{completions, man};
 use crate::args::{
     CheckCommand, Flags, LocalCommand, MergeCommand, ModelFlags, PlanCommand, QuantizeCommand, QuestionFlags,
-    RenderCommand, RunCommand, VerifyCommand,
+    RenderCommand, ReportCommand, RunCommand, VerifyCommand,
 };
 use crate::messages::Messages;
 use crate::remote::flags::RemoteCommand;
@@ -193,6 +194,11 @@ fn print(text: &str) -> Result<(), Fault> {
         std::io::ErrorKind::BrokenPipe => Fault::stop("output.closed", "the reader of stdout went away"),
         _ => Fault::stop("output.write", format!("writing to stdout failed: {error}")),
     })
+}
+
+/// `vgen report`.
+pub(crate) fn report(args: ReportCommand, messages: &Messages) -> Result<u8, Fault> {
+    report::run(args, messages)
 }
 
 /// `vgen merge`.
