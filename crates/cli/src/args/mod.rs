@@ -1,6 +1,7 @@
 //! The command lines, exactly as typed: one module for each command; [`Flags::settings`] turns flags into settings.
 //! Parsing touches no file.
 
+mod bench;
 mod flags;
 mod local;
 mod merge;
@@ -13,6 +14,7 @@ mod verify;
 
 use clap::{Parser, Subcommand};
 
+pub(crate) use self::bench::BenchCommand;
 pub(crate) use self::flags::{Flags, ModelFlags};
 pub(crate) use self::local::{LocalArgs, LocalCommand};
 pub(crate) use self::merge::MergeCommand;
@@ -59,6 +61,9 @@ pub(crate) enum Command {
     /// Runs a sample of a finished local run again, alone and beside others, and compares.
     #[command(after_help = EXIT_CODES)]
     Verify(Box<VerifyCommand>),
+    /// Measures backends on the same rows: which is faster, cheaper, and whether they agree.
+    #[command(after_help = EXIT_CODES)]
+    Bench(Box<BenchCommand>),
     /// Joins the outputs of shards, after a check that every row is there once.
     Merge(MergeCommand),
     /// Writes a checkpoint as one GGUF file with weights of fewer bits, which loads in seconds.

@@ -1,6 +1,7 @@
 //! The commands: each takes its arguments and returns the exit code.
 
 mod ask;
+mod bench;
 mod input;
 mod merge;
 mod output;
@@ -16,6 +17,7 @@ use std::path::Path;
 use vgen_core::Fault;
 
 use crate::args::{
+    BenchCommand,
     Flags, LocalCommand, MergeCommand, ModelFlags, PlanCommand, QuantizeCommand, QuestionFlags, RenderCommand,
     RunCommand, VerifyCommand,
 };
@@ -125,6 +127,11 @@ fn local_settings(
     model.add_to(&mut flags);
     settings.overlay(flags);
     Ok(settings)
+}
+
+/// `vgen bench`.
+pub(crate) fn bench(args: BenchCommand, messages: &Messages) -> Result<u8, Fault> {
+    bench::bench(args, messages)
 }
 
 /// `vgen quantize`.
