@@ -82,8 +82,9 @@ pub(super) fn drive(
             Watch { at, began, sent, pieces: Vec::new(), clock: clock.clone(), answers: answers.clone() };
         backend.submit(request, Box::new(watch));
     };
-    let due = match load {
-        Load::Open { rate } => arrivals(rate, rows.len(), asked.seed, asked.draw),
+    // Moments of the clock, so that one which is waited for has come when the clock says so.
+    let due: Vec<f64> = match load {
+        Load::Open { rate } => arrivals(rate, rows.len(), asked.seed, asked.draw).iter().map(|at| began + at).collect(),
         _ => Vec::new(),
     };
     let limit = match load {
@@ -94,13 +95,12 @@ pub(super) fn drive(
     let mut observed: Vec<Option<Observed>> = rows.iter().map(|_| None).collect();
     let (mut sent, mut ended) = (0, 0);
     while ended < rows.len() {
-        let now = clock.now() - began;
+        let now = clock.now();
         while sent < rows.len() && sent - ended < limit && due.get(sent).is_none_or(|due| *due <= now) {
             send(sent);
             sent += 1;
         }
-        let next = due.get(sent).map(|due| began + due);
-        match clock.wait(&coming, next) {
+        match clock.wait(&coming, due.get(sent).copied()) {
             Waited::Came(answer) => {
                 ended += 1;
                 let at = answer.at;
