@@ -19,8 +19,7 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let [model, rounds, dump, files @ ..] = args.as_slice() else { return };
     let read = |name: &str| std::fs::read_to_string(Path::new(model).join(name)).unwrap();
-    let processor =
-        MllamaImageProcessor::from_json(&read("preprocessor_config.json"), &read("config.json")).unwrap();
+    let processor = MllamaImageProcessor::from_json(&read("preprocessor_config.json"), &read("config.json")).unwrap();
     let (rounds, limits) = (rounds.parse().unwrap(), ImageLimits::default());
     for (number, file) in files.iter().enumerate() {
         let (mut decoding, mut resizing, mut whole) = (Vec::new(), Vec::new(), Vec::new());

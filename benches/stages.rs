@@ -21,7 +21,8 @@ const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/shapes");
 
 fn preprocessor() -> Preprocessor {
     let read = |name: &str| std::fs::read_to_string(Path::new(MODEL).join(name)).unwrap();
-    let files = ["config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.json"];
+    let files =
+        ["config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.json"];
     let [config, preprocessor_config, tokenizer, tokenizer_config, chat_template] = files.map(read);
     // The released checkpoints' tiles: 560 pixels.
     let config = config.replace("\"image_size\": 64", "\"image_size\": 560");
@@ -56,13 +57,15 @@ fn fetch_decode_tile(c: &mut Criterion, folder: &Path, preprocessor: &Preprocess
 
 fn template(c: &mut Criterion) {
     let task = TextGenerationWithImage::builder().template("Question: {{ instruction }}").build().unwrap();
-    let row = Row::from_json(r#"{"instruction": "What is in this image?", "image": "https://example.com/a.png"}"#).unwrap();
+    let row =
+        Row::from_json(r#"{"instruction": "What is in this image?", "image": "https://example.com/a.png"}"#).unwrap();
     c.bench_function("template", |b| b.iter(|| task.render(black_box(&row), &RowContext::new(0)).unwrap()));
 }
 
 fn tokenise(c: &mut Criterion, folder: &Path, preprocessor: &Preprocessor) {
     let messages = picture(folder, Workload::OneTile).1;
-    let long = "The lighthouse keeper counted the ships that passed, one after the other, and wrote them down. ".repeat(40);
+    let long =
+        "The lighthouse keeper counted the ships that passed, one after the other, and wrote them down. ".repeat(40);
     let mut long_messages = messages.clone();
     long_messages.push(Message { role: Role::User, content: vgen_core::Content::Parts(vec![Part::Text(long)]) });
     let mut group = c.benchmark_group("chat template, tokenise");
@@ -95,7 +98,8 @@ fn sample(c: &mut Criterion, preprocessor: &Preprocessor) {
     let noise = |at: usize| ((at.wrapping_mul(2_654_435_761) >> 7) % 10_000) as f32 / 1000.0;
     let logits: Vec<f32> = (0..VOCABULARY).map(noise).collect();
     let greedy = SamplingParams { temperature: Some(0.0), ..SamplingParams::default() };
-    let random = SamplingParams { temperature: Some(0.7), top_p: Some(0.9), top_k: Some(50), ..SamplingParams::default() };
+    let random =
+        SamplingParams { temperature: Some(0.7), top_p: Some(0.9), top_k: Some(50), ..SamplingParams::default() };
     let penalty = SamplingParams { repetition_penalty: Some(1.1), ..random.clone() };
     let mut group = c.benchmark_group("sample");
     for (name, params) in [("greedy", greedy), ("top-k, top-p", random), ("and repetition penalty", penalty)] {

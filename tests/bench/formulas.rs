@@ -61,8 +61,11 @@ fn failures_are_counted_by_code_and_cost_is_by_price() {
 #[test]
 fn backends_are_compared_on_their_answers() {
     let other = MockOptions { answer: "A b x d.".into(), ..script() };
-    let targets =
-        [target("a", script(), Prices::default()), target("b", script(), Prices::default()), target("c", other, Prices::default())];
+    let targets = [
+        target("a", script(), Prices::default()),
+        target("b", script(), Prices::default()),
+        target("c", other, Prices::default()),
+    ];
     let report = run(&bench(5, vec![Load::Closed { concurrency: 2 }], 4), &targets);
     let [same, differs] = &report.agreement[..] else { panic!("two pairs") };
     assert_eq!((same.compared, same.exact), (20, 20));

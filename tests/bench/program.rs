@@ -58,7 +58,9 @@ fn a_config_file_becomes_four_files() {
     fs::write(folder.path().join("bench.toml"), CONFIG).unwrap();
     let ended = vgen(folder.path(), &["bench.toml"]);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
-    assert!(ended.stdout.contains("## Throughput") && ended.stdout.contains("## Answers of slow beside those of quick"));
+    assert!(
+        ended.stdout.contains("## Throughput") && ended.stdout.contains("## Answers of slow beside those of quick")
+    );
     assert!(ended.stderr.contains("24/24 "), "{}", ended.stderr);
     let report = json(&folder.path().join("found.json"));
     assert_eq!(report["form"], "vgen-bench/1");
@@ -96,8 +98,21 @@ fn rows_of_a_file_and_flags_alone() {
     let folder = tempfile::tempdir().unwrap();
     let rows: String = (0..3).map(|n| format!("{{\"instruction\": \"question {n}\"}}\n")).collect();
     fs::write(folder.path().join("rows.jsonl"), rows + "{\"image\": 3}\n").unwrap();
-    let args = ["--mock", "a,answer=\"{prompt}\"", "--mock", "b,answer=\"{prompt}!\",prices.per_request=0.5", "--rows",
-        "rows.jsonl", "--window", "--repeats", "1", "--warmup", "0", "--out", "out"];
+    let args = [
+        "--mock",
+        "a,answer=\"{prompt}\"",
+        "--mock",
+        "b,answer=\"{prompt}!\",prices.per_request=0.5",
+        "--rows",
+        "rows.jsonl",
+        "--window",
+        "--repeats",
+        "1",
+        "--warmup",
+        "0",
+        "--out",
+        "out",
+    ];
     let ended = vgen(folder.path(), &args);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     assert!(ended.stderr.contains("rows.jsonl line 4") && ended.stderr.contains("left out"), "{}", ended.stderr);
@@ -134,7 +149,20 @@ fn mistakes_are_named() {
 fn failed_rows_are_in_the_exit_code() {
     let folder = tempfile::tempdir().unwrap();
     let fault = "a,faults=[{row=5}]";
-    let args = ["--mock", fault, "--workload", "one-image", "--count", "4", "--concurrency", "2", "--repeats", "1", "--out", "x"];
+    let args = [
+        "--mock",
+        fault,
+        "--workload",
+        "one-image",
+        "--count",
+        "4",
+        "--concurrency",
+        "2",
+        "--repeats",
+        "1",
+        "--out",
+        "x",
+    ];
     let ended = vgen(folder.path(), &args);
     assert_eq!(ended.code, 1, "{}", ended.stderr);
     assert_eq!(json(&folder.path().join("x.json"))["cells"][0]["runs"][0]["errors"]["mock.fault"], 1);
@@ -151,7 +179,9 @@ fn the_demo_compares_the_model_with_itself_behind_a_server() {
     assert_eq!(agreement["compared"], 14);
     assert_eq!(agreement["exact"], agreement["compared"], "{agreement:#}");
     let local = &report["cells"][0]["summary"];
-    for metric in ["ttft_p50", "tpot_p50", "itl_p50", "encode_share", "decode_share", "cross_kv_bytes", "images_encoded"] {
+    for metric in
+        ["ttft_p50", "tpot_p50", "itl_p50", "encode_share", "decode_share", "cross_kv_bytes", "images_encoded"]
+    {
         assert!(local[metric]["median"].as_f64().is_some_and(|value| value > 0.0), "{metric}");
     }
     assert_eq!(local["text_out_per_second"]["median"].as_f64().unwrap() > 0.0, true);

@@ -30,10 +30,7 @@ fn near(what: &str, found: f64, expected: f64) {
 fn check(servers: usize, rate: f64) {
     let service = MockService { distribution: Distribution::Exponential, mean_ms: 1000.0, servers, seed: 5 };
     let options = MockOptions { answer: "yes".into(), service: Some(service), ..MockOptions::default() };
-    let report = run(
-        &bench(REQUESTS, vec![Load::Open { rate }], 1),
-        &[target("queue", options, Prices::default())],
-    );
+    let report = run(&bench(REQUESTS, vec![Load::Open { rate }], 1), &[target("queue", options, Prices::default())]);
     let reading = &report.cells[0].runs[0];
     let wait = erlang_wait(servers as u32, rate);
     near("wait", reading.queue.unwrap().mean, wait);

@@ -29,7 +29,8 @@ fn server() -> ChatServer {
 }
 
 fn remote(server: &ChatServer, stream: bool) -> RemoteBackend {
-    let config = json!({"base_url": server.url(), "dialect": "vllm", "stream": stream, "max_attempts": 1, "native_n": true});
+    let config =
+        json!({"base_url": server.url(), "dialect": "vllm", "stream": stream, "max_attempts": 1, "native_n": true});
     let config: RemoteConfig = serde_json::from_value(config).unwrap();
     RemoteBackend::connect(config, RemoteSecrets::default(), RemoteHooks::default()).unwrap()
 }
@@ -52,7 +53,8 @@ fn answers_pass_through_streamed_and_whole() {
         let refused = SamplingParams { top_k: Some(3), ..sampling.clone() };
         let fault = ask(&refused).unwrap().generations.remove(0).unwrap_err();
         assert!(fault.message.contains("top_k"), "{stream}: {fault}");
-        let both = Request { num_generations: 2, ..Request::new(4, vec![Message::text(Role::User, "x")], sampling.clone()) };
+        let both =
+            Request { num_generations: 2, ..Request::new(4, vec![Message::text(Role::User, "x")], sampling.clone()) };
         assert!(remote.generate(both).unwrap().generations.iter().all(Result::is_err), "{stream}");
     }
 }
@@ -68,7 +70,8 @@ fn other_requests_are_refused() {
     ] {
         let mut stream = TcpStream::connect(&address).unwrap();
         let length = body.len();
-        write!(stream, "{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}").unwrap();
+        write!(stream, "{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}")
+            .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{line}: {answer}");

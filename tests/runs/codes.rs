@@ -5,9 +5,10 @@ use std::fs;
 use std::path::Path;
 
 /// The first words of codes.
-const FAMILIES: [&str; 28] = [
+const FAMILIES: [&str; 30] = [
     "backend",
     "batch",
+    "bench",
     "config",
     "constraint",
     "demo",
@@ -31,6 +32,7 @@ const FAMILIES: [&str; 28] = [
     "run",
     "sample",
     "sampling",
+    "serve",
     "task",
     "template",
     "tokenizer",

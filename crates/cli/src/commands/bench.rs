@@ -93,9 +93,7 @@ fn write(report: &Report, name: &Path, messages: &Messages) -> Result<(), Fault>
     let json = serde_json::to_string_pretty(report)
         .map_err(|error| Fault::stop("bench.report", format!("the report is no JSON: {error}")))?;
     let text = markdown(report);
-    for (ending, content) in
-        [(".json", &json), (".md", &text), (".csv", &csv(report)), (".html", &html(report))]
-    {
+    for (ending, content) in [(".json", &json), (".md", &text), (".csv", &csv(report)), (".html", &html(report))] {
         let path = with_ending(name, ending);
         fs::write(&path, content)
             .map_err(|error| Fault::stop("output.write", format!("{} can't be written: {error}", path.display())))?;

@@ -17,9 +17,8 @@ use std::path::Path;
 use vgen_core::Fault;
 
 use crate::args::{
-    BenchCommand,
-    Flags, LocalCommand, MergeCommand, ModelFlags, PlanCommand, QuantizeCommand, QuestionFlags, RenderCommand,
-    RunCommand, VerifyCommand,
+    BenchCommand, Flags, LocalCommand, MergeCommand, ModelFlags, PlanCommand, QuantizeCommand, QuestionFlags,
+    RenderCommand, RunCommand, VerifyCommand,
 };
 use crate::messages::Messages;
 use crate::remote::flags::RemoteCommand;

@@ -78,8 +78,7 @@ pub(super) fn drive(
     let send = |at: usize| {
         let request = Request::new(rows[at].number, rows[at].messages.clone(), asked.sampling.clone());
         let sent = clock.now() - began;
-        let watch =
-            Watch { at, began, sent, pieces: Vec::new(), clock: clock.clone(), answers: answers.clone() };
+        let watch = Watch { at, began, sent, pieces: Vec::new(), clock: clock.clone(), answers: answers.clone() };
         backend.submit(request, Box::new(watch));
     };
     // Moments of the clock, so that one which is waited for has come when the clock says so.

@@ -55,9 +55,7 @@ impl Energy {
                 device: Told { value: Some(joules), source: "nvidia-smi, power by time".to_owned() },
                 device_bytes: Told { value: Some(bytes), source: "nvidia-smi, most in use".to_owned() },
             },
-            Err(reason) => {
-                Spent { host, device: not_readable(reason.clone()), device_bytes: not_readable(reason) }
-            }
+            Err(reason) => Spent { host, device: not_readable(reason.clone()), device_bytes: not_readable(reason) },
         }
     }
 }

@@ -15,7 +15,7 @@ padding:0 1rem}h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.2rem}\
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.85rem}\
 th,td{padding:.3rem .6rem;border-bottom:1px solid var(--line);text-align:left;white-space:nowrap}\
 td.text{white-space:pre-wrap;min-width:14rem}thead th{background:var(--soft)}\
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(26rem,1fr));gap:1.5rem}figure{margin:0}\
+.plots{margin-top:1.5rem;display:grid;grid-template-columns:repeat(auto-fit,minmax(26rem,1fr));gap:1.5rem}figure{margin:0}\
 figcaption{font-weight:600;margin-bottom:.3rem}svg.plot{width:100%;height:auto}\
 svg.plot text{fill:var(--text)}svg.plot [stroke='#000000']{stroke:var(--text)}\
 svg.plot [fill='#000000']{fill:var(--text)}svg.plot rect[fill='#FFFFFF']{fill:none}";
@@ -126,7 +126,8 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
         }
     }
     writeln!(text, "<h2>Formulas</h2>")?;
-    let metrics = report.metrics.iter().map(|metric| vec![metric.name.clone(), metric.unit.clone(), metric.formula.clone()]);
+    let metrics =
+        report.metrics.iter().map(|metric| vec![metric.name.clone(), metric.unit.clone(), metric.formula.clone()]);
     table(text, &["metric", "unit", "is"], metrics)?;
     writeln!(text, "<h2>Notes</h2>\n<ul>")?;
     for note in report.notes.iter().cloned().chain(unreadable(report)) {

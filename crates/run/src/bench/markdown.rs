@@ -180,11 +180,18 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
             let (ratio, low, high, p) = (one.ratio.ratio, one.ratio.low, one.ratio.high, one.ratio.p);
             let words = one.words();
             let name = one.target.split(" → ").last().unwrap_or_default();
-            writeln!(text, "| {name} | {} | {} | {ratio:.3} | {low:.3}–{high:.3} | {p:.3} | {words} |", one.load, one.metric)?;
+            writeln!(
+                text,
+                "| {name} | {} | {} | {ratio:.3} | {low:.3}–{high:.3} | {p:.3} | {words} |",
+                one.load, one.metric
+            )?;
         }
         writeln!(text, "\n{}", compare::how())?;
     }
-    writeln!(text, "\n## Saturation\n\n| backend | most rows/s | enough in flight | rate it keeps up with |\n|---|---|---|---|")?;
+    writeln!(
+        text,
+        "\n## Saturation\n\n| backend | most rows/s | enough in flight | rate it keeps up with |\n|---|---|---|---|"
+    )?;
     for point in &report.saturation {
         let enough = point.concurrency.map_or("–".to_owned(), |n| n.to_string());
         let edge = if point.at_the_edge { " (the most that was tried)" } else { "" };
@@ -229,7 +236,8 @@ fn agreement(report: &Report, text: &mut String) -> std::fmt::Result {
         if !found.differing.is_empty() {
             writeln!(text, "\n| row | from | {} | {} |\n|---|---|---|---|", found.base, found.target)?;
             for row in found.differing.iter().take(10) {
-                let short = |text: &str| text.chars().take(120).collect::<String>().replace('|', "\\|").replace('\n', " ");
+                let short =
+                    |text: &str| text.chars().take(120).collect::<String>().replace('|', "\\|").replace('\n', " ");
                 let (from, base, target) = (row.first_difference, short(&row.base), short(&row.target));
                 writeln!(text, "| {} | {from} ({}) | {base} | {target} |", row.row, row.counted_in)?;
             }

@@ -35,9 +35,7 @@ pub use machine::machine;
 pub use markdown::markdown;
 pub use memory::Told;
 pub use metrics::{Better, Metric};
-pub use report::{
-    Cell, FORM, Limits, Machine, Prices, Report, RequestRecord, RowSet, Run, Saturation, TargetReport,
-};
+pub use report::{Cell, FORM, Limits, Machine, Prices, Report, RequestRecord, RowSet, Run, Saturation, TargetReport};
 pub use rows::{BenchRow, Rows};
 pub use runner::{Bench, Opened, Step, Target};
 pub use statistics::{Quantiles, Ratio, SIGNIFICANCE, Spread, Verdict};

@@ -115,7 +115,7 @@ fn against(report: &Report, of: fn(Load) -> Option<f64>, x_name: &str, y_name: &
             .x_label_area_size(40)
             .y_label_area_size(60)
             .build_cartesian_2d(0.0..right, 0.0..top.max(f64::MIN_POSITIVE))?;
-        chart.configure_mesh().disable_x_mesh().x_desc(x_name).y_desc(y_name).draw()?;
+        chart.configure_mesh().disable_x_mesh().max_light_lines(0).x_desc(x_name).y_desc(y_name).draw()?;
         for (number, (name, points)) in lines.iter().enumerate() {
             let style = colour(number).stroke_width(2);
             let line = LineSeries::new(points.iter().map(|p| (p.0, p.1)), style);
@@ -130,11 +130,7 @@ fn against(report: &Report, of: fn(Load) -> Option<f64>, x_name: &str, y_name: &
 }
 
 /// Distributions of a time under a load, all repeats pooled.
-fn latency(
-    report: &Report,
-    load: Load,
-    of: impl Fn(&super::RequestRecord) -> Option<f64>,
-) -> Option<String> {
+fn latency(report: &Report, load: Load, of: impl Fn(&super::RequestRecord) -> Option<f64>) -> Option<String> {
     let times = |cell: &Cell| -> Vec<f64> {
         let requests = cell.runs.iter().flat_map(|run| &run.requests).filter(|request| request.error.is_none());
         let mut times: Vec<f64> = requests.filter_map(&of).collect();
@@ -159,13 +155,14 @@ fn latency(
             .x_label_area_size(40)
             .y_label_area_size(50)
             .build_cartesian_2d(0.0..right, 0.0..1.0)?;
-        chart.configure_mesh().disable_x_mesh().x_desc("seconds").draw()?;
+        chart.configure_mesh().disable_x_mesh().max_light_lines(0).x_desc("seconds").draw()?;
         for (number, name, times) in &lines {
             let style = colour(*number).stroke_width(2);
             let count = times.len() as f64;
-            let steps = times.iter().enumerate().flat_map(|(at, time)| {
-                [(*time, at as f64 / count), (*time, (at + 1) as f64 / count)]
-            });
+            let steps = times
+                .iter()
+                .enumerate()
+                .flat_map(|(at, time)| [(*time, at as f64 / count), (*time, (at + 1) as f64 / count)]);
             let series = chart.draw_series(LineSeries::new(steps, style))?.label(name.as_str());
             series.legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], style));
         }

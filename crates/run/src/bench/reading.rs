@@ -162,8 +162,14 @@ mod tests {
 
     #[test]
     fn counters_are_differences_and_gauges_are_not() {
-        let (before, after) = (serde_json::json!({"retries": 3, "in_flight_limit": 8}), serde_json::json!({"retries": 5, "in_flight_limit": 4, "x": 1}));
+        let (before, after) = (
+            serde_json::json!({"retries": 3, "in_flight_limit": 8}),
+            serde_json::json!({"retries": 5, "in_flight_limit": 4, "x": 1}),
+        );
         let found = difference(Some(&before), Some(&after));
-        assert_eq!(found, BTreeMap::from([("retries".into(), 2.0), ("in_flight_limit".into(), 4.0), ("x".into(), 1.0)]));
+        assert_eq!(
+            found,
+            BTreeMap::from([("retries".into(), 2.0), ("in_flight_limit".into(), 4.0), ("x".into(), 1.0)])
+        );
     }
 }

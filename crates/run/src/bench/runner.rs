@@ -33,7 +33,6 @@ pub struct Target<'a> {
     /// What its answers cost.
     pub prices: Prices,
     /// Opens it.
-    #[expect(clippy::type_complexity, reason = "a function that is called once")]
     pub open: Box<dyn Fn() -> Result<Opened, Fault> + 'a>,
 }
 
@@ -204,7 +203,8 @@ impl Bench {
             let reading = drive(&bed.opened.backend, &bed.opened.clock, &rows, self.loads[0].steady(), &asked)?;
             // What fails every warm-up row is worth no reading.
             let faults = reading.observed.iter().map(|one| one.result.as_ref().err());
-            if let Some(fault) = faults.collect::<Option<Vec<_>>>().and_then(|faults| faults.first().copied().cloned()) {
+            if let Some(fault) = faults.collect::<Option<Vec<_>>>().and_then(|faults| faults.first().copied().cloned())
+            {
                 return Err(of_target(target, Fault { class: vgen_core::FaultClass::Stop, ..fault }));
             }
         }
@@ -227,12 +227,8 @@ impl Bench {
         let before = backend.statistics();
         let (begun, energy) = (memory::begin(), Energy::begin());
         let reading = drive(backend, &bed.opened.clock, &rows, self.loads[load], &asked)?;
-        let around = Around {
-            spent: energy.end(),
-            peak_host_bytes: memory::peak(begun),
-            after: backend.statistics(),
-            before,
-        };
+        let around =
+            Around { spent: energy.end(), peak_host_bytes: memory::peak(begun), after: backend.statistics(), before };
         taken.answers[at].insert(draw, reading::answers(&rows, &reading));
         let run = reading::run(&rows, &reading, &bed.target.prices, around);
         let run = Run { repeat, order: taken.order, ..run };
@@ -284,8 +280,7 @@ impl Bench {
             }
             report.cells.push(cell);
         }
-        report.saturation =
-            report.targets.iter().map(|target| saturation::of(&target.name, &report.cells)).collect();
+        report.saturation = report.targets.iter().map(|target| saturation::of(&target.name, &report.cells)).collect();
         let (first, others) = report.targets.split_at(1);
         for (at, other) in others.iter().enumerate() {
             let of_draw = |(draw, base): (&u64, &'_ Vec<Option<Answer>>)| -> Vec<(Answer, Answer)> {
@@ -327,13 +322,19 @@ impl Bench {
         } else {
             notes.push("there was no warm-up: first readings may be slower".to_owned());
         }
-        let reused = report.cells.iter().flat_map(|cell| &cell.runs);
-        let reused: f64 = reused.filter_map(|run| run.counters.get("images_reused")).sum();
-        if !report.rows.drawn && self.repeats > 1 && reused > 0.0 {
-            notes.push("rows were the same in each reading, and images were reused: set image_cache = 0 to encode anew".into());
+        let keeps =
+            |target: &TargetReport| target.kind == "local" && target.settings.get("image_cache") != Some(&0.into());
+        if !report.rows.drawn && report.rows.images > 0 && report.targets.iter().any(keeps) {
+            notes.push(
+                "rows were the same in each reading, and local backends keep images: image_cache = 0 has them encoded \
+                        anew"
+                    .to_owned(),
+            );
         }
         if report.targets.len() > 1 && self.interleave {
-            notes.push("all backends were open at a time: peak memory of this process is that of all of them".to_owned());
+            notes.push(
+                "all backends were open at a time: peak memory of this process is that of all of them".to_owned(),
+            );
         }
         if self.repeats < 4 && report.targets.len() > 1 {
             notes.push("with fewer than 4 repeats no difference can be told from noise".to_owned());

@@ -22,7 +22,7 @@ pub(super) fn of(target: &str, cells: &[Cell]) -> Saturation {
     let at_the_edge = closed.len() > 1 && concurrency == closed.last().map(|(n, _)| *n);
     let answered = mine().filter_map(|cell| match cell.load {
         Load::Open { rate } => {
-            let shares: Vec<f64> = cell.runs.iter().map(|run| kept_up(run)).collect();
+            let shares: Vec<f64> = cell.runs.iter().map(kept_up).collect();
             let share = super::statistics::Spread::of(&shares)?.median;
             (share >= ENOUGH).then_some(rate)
         }

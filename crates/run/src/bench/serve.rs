@@ -40,7 +40,8 @@ impl ChatServer {
     /// # Errors
     /// `bench.serve` if there is no port or no thread.
     pub fn start(backend: Arc<dyn Backend>) -> Result<Self, Fault> {
-        let failed = |error: std::io::Error| Fault::stop("bench.serve", format!("the loopback server can't start: {error}"));
+        let failed =
+            |error: std::io::Error| Fault::stop("bench.serve", format!("the loopback server can't start: {error}"));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("chat-server")

@@ -157,7 +157,17 @@ fn orders(n: usize, m: usize) -> Vec<f64> {
 /// Exact two-sided p of U, ties counting half and the next rarer U taken for them.
 fn mann_whitney(base: &[f64], other: &[f64]) -> f64 {
     let pairs = base.iter().flat_map(|a| other.iter().map(move |b| (a, b)));
-    let beats: f64 = pairs.map(|(a, b)| if b > a { 1.0 } else if b == a { 0.5 } else { 0.0 }).sum();
+    let beats: f64 = pairs
+        .map(|(a, b)| {
+            if b > a {
+                1.0
+            } else if b == a {
+                0.5
+            } else {
+                0.0
+            }
+        })
+        .sum();
     let most = (base.len() * other.len()) as f64;
     let extreme = beats.min(most - beats).ceil() as usize;
     let ways = orders(base.len(), other.len());

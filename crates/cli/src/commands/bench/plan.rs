@@ -148,9 +148,8 @@ impl Plan {
     }
 
     fn read(path: &Path) -> Result<Self, Fault> {
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            Fault::stop("config.file", format!("config {} can't be read: {error}", path.display()))
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Fault::stop("config.file", format!("config {} can't be read: {error}", path.display())))?;
         let mut tables = config_file::tables(&text, path)?;
         let wrong = |table: &str, error: &dyn std::fmt::Display| {
             Fault::stop("config.value", format!("config {}: [{table}]: {error}", path.display()))
@@ -219,7 +218,11 @@ impl Plan {
 
     /// Defaults that let the loads through: a backend shall not be slowed down by a bound that nobody asked for.
     fn fit_backends(&mut self) {
-        let most = self.loads().iter().map(|load| if let Load::Closed { concurrency } = load { *concurrency } else { 0 }).max();
+        let most = self
+            .loads()
+            .iter()
+            .map(|load| if let Load::Closed { concurrency } = load { *concurrency } else { 0 })
+            .max();
         let most = most.unwrap_or(0);
         for entry in &mut self.entries {
             let kind = entry.kind().to_owned();

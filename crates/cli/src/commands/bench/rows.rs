@@ -22,8 +22,7 @@ pub(super) fn rows(plan: &Plan, messages: &Messages) -> Result<Rows, Fault> {
         return fixed(source.as_mut(), &task, usize::MAX, messages);
     }
     let name = plan.table.workload.as_deref().unwrap_or(Workload::OneTile.name());
-    let workload =
-        name.parse().map_err(|error| Fault::stop("config.value", format!("[bench] workload: {error}")))?;
+    let workload = name.parse().map_err(|error| Fault::stop("config.value", format!("[bench] workload: {error}")))?;
     Ok(Rows::Drawn { workload, count: plan.table.count.unwrap_or(COUNT), seed: plan.seed() })
 }
 

@@ -119,6 +119,9 @@ fn limits(plan: &Plan) -> Option<Limits> {
         });
     }
     let (bytes_per_second, flops) = (plan.table.peak_bandwidth, plan.table.peak_flops);
-    (bytes_per_second.is_some() || flops.is_some())
-        .then(|| Limits { bytes_per_second, flops, source: "given".to_owned() })
+    (bytes_per_second.is_some() || flops.is_some()).then(|| Limits {
+        bytes_per_second,
+        flops,
+        source: "given".to_owned(),
+    })
 }
