@@ -5,9 +5,10 @@ use std::fs;
 use std::path::Path;
 
 /// The first words of codes.
-const FAMILIES: [&str; 29] = [
+const FAMILIES: [&str; 31] = [
     "backend",
     "batch",
+    "bench",
     "config",
     "constraint",
     "demo",
@@ -32,6 +33,7 @@ const FAMILIES: [&str; 29] = [
     "run",
     "sample",
     "sampling",
+    "serve",
     "task",
     "template",
     "tokenizer",

@@ -176,6 +176,7 @@ const MOCK: &[Key] = &[
     key("backend", "model_name", "\"mock\""),
     key("backend", "answer", "\"answer to row {row}\""),
     key("backend", "delays_ms", "[]"),
+    key("backend", "service", NONE),
     key("backend", "window", "16"),
     key("backend", "input_tokens", "<words of the prompt>"),
     key("backend", "output_tokens", "<words of the answer>"),

@@ -50,6 +50,7 @@ pub fn vgen(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Plan(args) => commands::plan(*args, &messages),
         Command::Verify(args) => commands::verify(*args, &messages),
         Command::Report(args) => commands::report(args, &messages),
+        Command::Bench(args) => commands::bench(*args, &messages),
         Command::Merge(args) => commands::merge(&args, &messages),
         Command::Quantize(args) => commands::quantize(&args, &messages),
         Command::Render(args) => commands::render(*args, &messages),

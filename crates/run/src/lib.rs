@@ -20,6 +20,7 @@
 //! # Ok::<(), vgen_core::Fault>(())
 //! ```
 
+pub mod bench;
 mod errors;
 mod feed;
 mod gate;

@@ -248,6 +248,7 @@ impl Engine {
             };
             add(&self.stats.images_encoded, encoded.len() as u64);
             add(&self.stats.tiles_encoded, encoded.iter().map(|(image, _)| image.tiles() as u64).sum());
+            add(&self.stats.cross_kv_bytes, encoded.iter().map(|(_, kv)| kv.bytes()).sum());
             for (image, kv) in encoded {
                 self.cache.insert(image.digest, kv);
             }
@@ -365,6 +366,7 @@ impl Engine {
         let spent = start.elapsed().as_nanos() as u64;
         add(if reading { &self.stats.prefill } else { &self.stats.decode }, spent);
         add(&self.stats.steps, 1);
+        add(&self.stats.decode_steps, u64::from(!reading));
         add(&self.stats.prompt_tokens, (ids.len() - answers) as u64);
         for (at, kv) in prompts {
             self.keep_prefix(at, &kv);

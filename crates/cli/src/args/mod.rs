@@ -1,6 +1,7 @@
 //! The command lines, exactly as typed: one module for each command; [`Flags::settings`] turns flags into settings.
 //! Parsing touches no file.
 
+mod bench;
 mod check;
 mod flags;
 mod local;
@@ -16,6 +17,7 @@ mod verify;
 
 use clap::{Parser, Subcommand};
 
+pub(crate) use self::bench::BenchCommand;
 pub(crate) use self::check::CheckCommand;
 pub(crate) use self::flags::{Color, Flags, LogFormat, MessageFlags, ModelFlags};
 pub(crate) use self::local::{LocalArgs, LocalCommand};
@@ -66,6 +68,9 @@ pub(crate) enum Command {
     /// Runs a sample of a finished local run again, alone and beside others, and compares.
     #[command(after_help = EXIT_CODES)]
     Verify(Box<VerifyCommand>),
+    /// Measures backends on the same rows: which is faster, cheaper, and whether they agree.
+    #[command(after_help = EXIT_CODES)]
+    Bench(Box<BenchCommand>),
     /// Joins the outputs of shards, after a check that every row is there once.
     Merge(MergeCommand),
     /// Makes a page of a run to look at, or of two side by side: one file, to be opened in a browser.

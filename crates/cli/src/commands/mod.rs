@@ -2,6 +2,7 @@
 
 mod ahead;
 mod ask;
+mod bench;
 mod check;
 mod input;
 mod lint;
@@ -23,8 +24,8 @@ use vgen_core::Fault;
 
 pub(crate) use self::shell::{completions, man};
 use crate::args::{
-    CheckCommand, Flags, LocalCommand, MergeCommand, ModelFlags, PlanCommand, QuantizeCommand, QuestionFlags,
-    RenderCommand, ReportCommand, RunCommand, VerifyCommand,
+    BenchCommand, CheckCommand, Flags, LocalCommand, MergeCommand, ModelFlags, PlanCommand, QuantizeCommand,
+    QuestionFlags, RenderCommand, ReportCommand, RunCommand, VerifyCommand,
 };
 use crate::messages::Messages;
 use crate::remote::flags::RemoteCommand;
@@ -159,6 +160,11 @@ fn local_settings(
     model.add_to(&mut flags);
     settings.overlay(flags);
     Ok(settings)
+}
+
+/// `vgen bench`.
+pub(crate) fn bench(args: BenchCommand, messages: &Messages) -> Result<u8, Fault> {
+    bench::bench(args, messages)
 }
 
 /// `vgen quantize`.
