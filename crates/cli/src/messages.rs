@@ -55,6 +55,11 @@ impl Messages {
         }
     }
 
+    /// Without what only informs, if `quiet`.
+    pub(crate) fn quiet(&self, quiet: bool) -> Self {
+        Self { quiet: self.quiet || quiet, ..self.clone() }
+    }
+
     /// As a run wants them.
     pub(crate) fn of_run(&self, run: &Run) -> Self {
         Self { quiet: run.quiet, progress: run.progress, ..self.clone() }

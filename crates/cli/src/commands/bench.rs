@@ -36,7 +36,7 @@ pub(crate) fn bench(args: BenchCommand, messages: &Messages) -> Result<u8, Fault
         super::print(&comparison.markdown())?;
         return Ok(exit::DONE);
     }
-    let messages = messages.clone().quiet(args.readings.quiet);
+    let messages = messages.quiet(args.readings.quiet);
     let demo = args.demo;
     let mut plan = Plan::new(args)?;
     plan.check_files()?;
@@ -64,7 +64,7 @@ pub(crate) fn bench(args: BenchCommand, messages: &Messages) -> Result<u8, Fault
 /// The demo model behind a server on loopback, as a second backend of the plan.
 fn serve_demo(plan: &mut Plan, messages: &Messages) -> Result<ChatServer, Fault> {
     let config = plan.config(0)?;
-    let backend = backend::open(&config, &messages.clone().quiet(true))?;
+    let backend = backend::open(&config, None, &messages.quiet(true))?;
     let server = ChatServer::start(Arc::clone(&backend))?;
     plan.add_demo_server(&server.url());
     Ok(server)

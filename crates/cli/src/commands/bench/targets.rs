@@ -92,8 +92,8 @@ fn open(config: &Config, virtual_time: bool, limits: Option<Limits>, messages: &
             work: None,
         });
     }
-    let backend = backend::open(config, messages)?;
-    let identity = identity::model(config, &*backend);
+    let backend = backend::open(config, None, messages)?;
+    let identity = identity::model(config, backend.model_name());
     let inspected = match &config.backend {
         BackendTable::Local(table) => inspect(&local::options(table, &config.images)?).ok(),
         _ => None,
