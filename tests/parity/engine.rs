@@ -54,6 +54,7 @@ fn logprob(logits: &[f32], token: u32) -> f64 {
 
 #[test]
 fn goldens_hold_in_mixed_batches() {
+    crate::cpu_level::limit();
     let portable = std::env::var_os("VGEN_PORTABLE").is_some_and(|value| value == "1");
     for checkpoint in checkpoint_names() {
         for reference in Reference::ALL {

@@ -6,6 +6,8 @@
 // The fixtures are part of the repository: what is wrong with them is to stop the test at its place.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../cpu_level/mod.rs"]
+mod cpu_level;
 mod engine;
 mod fixtures;
 mod inputs;

@@ -13,8 +13,9 @@ use crate::inputs::reference_pixels;
 /// Largest error that counts as equal, relative to the largest value of the tensor.
 const TOLERANCE: f32 = 1e-4;
 
-/// With the CPU kernels; `VGEN_PORTABLE=1` takes the operations that every device has.
+/// With the CPU kernels, of which `VGEN_CPU` limits the instructions; `VGEN_PORTABLE=1` takes the operations that every device has.
 fn load(checkpoint: &str, reference: Reference) -> Model {
+    crate::cpu_level::limit();
     let portable = std::env::var_os("VGEN_PORTABLE").is_some_and(|value| value == "1");
     let options = LoadOptions { reference, portable, ..LoadOptions::default() };
     Model::load(&Checkpoint::folder(checkpoints().join(checkpoint)), &options, &|_, _| {}).unwrap()

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// The first words of codes.
-const FAMILIES: [&str; 28] = [
+const FAMILIES: [&str; 29] = [
     "backend",
     "batch",
     "config",
@@ -17,6 +17,7 @@ const FAMILIES: [&str; 28] = [
     "image",
     "input",
     "kernel",
+    "lint",
     "merge",
     "mock",
     "model",

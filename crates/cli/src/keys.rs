@@ -102,7 +102,9 @@ pub(crate) const KEYS: &[Key] = &[
     key("run", "max_errors", NONE),
     key("run", "quiet", "false"),
     key("run", "stats", NONE),
+    key("run", "progress", "\"auto\""),
     key("run", "progress_interval", "10.0"),
+    key("run", "lint", "\"warn\""),
 ];
 
 const LOCAL: &[Key] = &[

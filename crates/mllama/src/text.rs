@@ -11,7 +11,7 @@ use crate::attention::{Path, SeenImages, TextTokens};
 use crate::config::TextConfig;
 use crate::error::{Error, Result};
 use crate::kv::{CrossKv, SelfKv};
-use crate::layers::{Linear, Loader, RmsNorm, Table, add_gated, silu_mul};
+use crate::layers::{Linear, Loader, Norm, RmsNorm, Table, silu_mul};
 use crate::reference::Reference;
 use crate::rope::{Rope, rotate};
 use crate::vision::{Observer, VisionStates};
@@ -121,8 +121,8 @@ impl TextModel {
         let mut layers = Vec::with_capacity(self.config.cross_attention_layers.len());
         for layer in &self.layers {
             if let Attention::Cross { projections, k_norm, .. } = &layer.attention {
-                let k = k_norm.forward(&projections.k.forward(&states.projected)?.reshape(shape)?)?;
-                let v = projections.v.forward(&states.projected)?.reshape(shape)?;
+                let [k, v] = Linear::forward_each([&projections.k, &projections.v], &states.projected)?;
+                let (k, v) = (k_norm.forward(&k.reshape(shape)?)?, v.reshape(shape)?);
                 layers.push((k.to_dtype(self.kv_dtype)?, v.to_dtype(self.kv_dtype)?));
             }
         }
@@ -188,11 +188,9 @@ impl TextModel {
         for (i, layer) in self.layers.iter().enumerate() {
             x = match &layer.attention {
                 Attention::SelfAttention { projections, index } => {
-                    let normed = layer.input_layernorm.forward(&x)?;
-                    let attended = self.self_attention(projections, *index, &normed, sequences, &cos, &sin)?;
-                    let x = add_gated(self.path, &x, 1.0, &attended)?;
-                    let mlp = layer.mlp(self.path, &layer.post_attention_layernorm.forward(&x)?)?;
-                    add_gated(self.path, &x, 1.0, &mlp)?
+                    let attended = self.self_attention(layer, projections, *index, &x, sequences, &cos, &sin)?;
+                    let x = projections.o.forward_residual(self.path, &attended, &x, 1.0)?;
+                    layer.mlp(self.path, &x, 1.0)?
                 }
                 Attention::Cross { .. } => self.cross_layer(layer, x, &runs)?,
             };
@@ -209,11 +207,15 @@ impl TextModel {
                 observer("norm", &normed);
             }
         }
-        self.lm_head.forward(&self.norm.forward(&last)?)
+        let [logits] = self.norm.then([&self.lm_head], &last)?;
+        Ok(logits)
     }
 
+    /// What the tokens see, `[tokens, heads * d]`.
+    #[allow(clippy::too_many_arguments)] // a layer, its tokens and what is the same for all layers
     fn self_attention(
         &self,
+        layer: &Layer,
         projections: &Projections,
         index: usize,
         x: &Tensor,
@@ -224,9 +226,10 @@ impl TextModel {
         let (tokens, _) = x.dims2()?;
         let c = &self.config;
         let split = |x: Tensor, heads: usize| x.reshape((tokens, heads, c.head_dim));
-        let q = rotate(self.path, &split(projections.q.forward(x)?, c.num_attention_heads)?, cos, sin)?;
-        let k = rotate(self.path, &split(projections.k.forward(x)?, c.num_key_value_heads)?, cos, sin)?;
-        let v = split(projections.v.forward(x)?, c.num_key_value_heads)?;
+        let [q, k, v] = layer.input_layernorm.then([&projections.q, &projections.k, &projections.v], x)?;
+        let q = rotate(self.path, &split(q, c.num_attention_heads)?, cos, sin)?;
+        let k = rotate(self.path, &split(k, c.num_key_value_heads)?, cos, sin)?;
+        let v = split(v, c.num_key_value_heads)?;
         let (k, v) = (k.to_dtype(self.kv_dtype)?, v.to_dtype(self.kv_dtype)?);
         let mut start = 0;
         let mut texts = Vec::with_capacity(sequences.len());
@@ -236,7 +239,7 @@ impl TextModel {
             texts.push(TextTokens { len, keys, values });
             start += len;
         }
-        projections.o.forward(&self.path.causal(&q, &texts)?.reshape((tokens, ()))?)
+        Ok(self.path.causal(&q, &texts)?.reshape((tokens, ()))?)
     }
 
     /// Which tokens see what, in order; tokens that a cross-attention layer leaves as they are don't appear.
@@ -272,12 +275,11 @@ impl TextModel {
         let c = &self.config;
         let attending: Vec<u32> = runs.iter().flat_map(|run| run.tokens.clone()).map(|t| t as u32).collect();
         let rows = select(&x, &attending)?;
-        let q = projections.q.forward(&layer.input_layernorm.forward(&rows)?)?;
+        let [q] = layer.input_layernorm.then([&projections.q], &rows)?;
         let q = q_norm.forward(&q.reshape((attending.len(), c.num_attention_heads, c.head_dim))?)?;
         let seen = runs.iter().map(|run| run.seen(*index, &self.device)).collect::<Result<Vec<_>>>()?;
         let attended = self.path.cross(&q, &seen)?.reshape((attending.len(), ()))?;
-        let attended = projections.o.forward(&attended)?;
-        let rows = add_gated(self.path, &rows, *attn_gate, &attended)?;
+        let rows = projections.o.forward_residual(self.path, &attended, &rows, *attn_gate)?;
         let x = replace(&x, &attending, &rows)?;
 
         let seeing: Vec<u32> =
@@ -286,8 +288,7 @@ impl TextModel {
             return Ok(x);
         }
         let rows = select(&x, &seeing)?;
-        let mlp = layer.mlp(self.path, &layer.post_attention_layernorm.forward(&rows)?)?;
-        replace(&x, &seeing, &add_gated(self.path, &rows, *mlp_gate, &mlp)?)
+        replace(&x, &seeing, &layer.mlp(self.path, &rows, *mlp_gate)?)
     }
 }
 
@@ -366,9 +367,9 @@ impl Layer {
         })
     }
 
-    /// SwiGLU (Shazeer 2020).
-    fn mlp(&self, path: Path, x: &Tensor) -> Result<Tensor> {
-        let gated = silu_mul(path, &self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?;
-        self.down_proj.forward(&gated)
+    /// SwiGLU (Shazeer 2020) of the norm, and the gated residual.
+    fn mlp(&self, path: Path, x: &Tensor, gate: f64) -> Result<Tensor> {
+        let [gated, up] = self.post_attention_layernorm.then([&self.gate_proj, &self.up_proj], x)?;
+        self.down_proj.forward_residual(path, &silu_mul(path, &gated, &up)?, x, gate)
     }
 }

@@ -6,6 +6,7 @@ mod config;
 mod error;
 pub mod image;
 mod images;
+mod lint;
 mod output;
 pub mod prepare;
 mod render;
@@ -20,6 +21,7 @@ pub use config::{
 };
 pub use error::{TaskError, TemplateError, TemplateErrorKind};
 pub use images::{data_url, encode_image, image_mime, image_refs};
+pub use lint::{Linter, Reader};
 pub use output::Answer;
 pub use render::{Rendered, RowContext};
 pub use task::{TaskBuilder, TextGenerationWithImage};

@@ -25,7 +25,7 @@ mod stop;
 mod vocabulary;
 pub mod warpers;
 
-pub use backend::{DEFAULT_MAX_NEW_TOKENS, LocalBackend};
+pub use backend::{DEFAULT_MAX_NEW_TOKENS, Frontend, LocalBackend};
 pub use constrain::{ConstraintCompiler, ConstraintError, ConstraintState};
 pub use detokenize::Detokenizer;
 pub use free_memory::free_memory;

@@ -1,7 +1,10 @@
 //! The commands: each takes its arguments and returns the exit code.
 
+mod ahead;
 mod ask;
+mod check;
 mod input;
+mod lint;
 mod merge;
 mod output;
 mod plan;
@@ -9,6 +12,8 @@ mod quantize;
 mod render;
 mod report;
 mod rows;
+mod shell;
+mod survey;
 mod verify;
 
 use std::io::Write;
@@ -16,9 +21,10 @@ use std::path::Path;
 
 use vgen_core::Fault;
 
+pub(crate) use self::shell::{completions, man};
 use crate::args::{
-    Flags, LocalCommand, MergeCommand, ModelFlags, PlanCommand, QuantizeCommand, QuestionFlags, RenderCommand,
-    ReportCommand, RunCommand, VerifyCommand,
+    CheckCommand, Flags, LocalCommand, MergeCommand, ModelFlags, PlanCommand, QuantizeCommand, QuestionFlags,
+    RenderCommand, ReportCommand, RunCommand, VerifyCommand,
 };
 use crate::messages::Messages;
 use crate::remote::flags::RemoteCommand;
@@ -68,7 +74,7 @@ fn one_command(
         return show_config(&settings);
     }
     let config = resolve::resolve(&settings)?;
-    let messages = messages.clone().quiet(config.run.quiet);
+    let messages = messages.of_run(&config.run);
     match prompt {
         Some(prompt) => ask::ask(&config, &prompt, &image, &messages),
         None if demo && config.input.place.is_none() => rows::demo(config, &messages),
@@ -88,7 +94,7 @@ pub(crate) fn run(args: RunCommand, messages: &Messages) -> Result<u8, Fault> {
         return show_config(&settings);
     }
     let config = resolve::resolve(&settings)?;
-    let messages = messages.clone().quiet(config.run.quiet);
+    let messages = messages.of_run(&config.run);
     rows::run(config, &messages)
 }
 
@@ -97,7 +103,34 @@ pub(crate) fn plan(args: PlanCommand, messages: &Messages) -> Result<u8, Fault> 
     let PlanCommand { config, json, rows_per_second, measured, flags, model } = args;
     let config = resolve::resolve(&local_settings(config.as_deref(), flags, model, "vgen plan")?)?;
     let speed = plan::Speed { rows_per_second, measured };
-    plan::plan(&config, &speed, json, &messages.clone().quiet(config.run.quiet))
+    plan::plan(&config, &speed, json, &messages.of_run(&config.run))
+}
+
+/// `vgen check`.
+pub(crate) fn check(args: CheckCommand, messages: &Messages) -> Result<u8, Fault> {
+    let CheckCommand { config, rows, all, fetch, json, rows_per_second, measured, flags, model, remote } = args;
+    let print = flags.print_config;
+    let mut settings = match &config {
+        Some(config) => config_file::read(config)?,
+        None => Settings::default(),
+    };
+    let mut flags = flags.settings();
+    model.add_to(&mut flags);
+    remote.add_to(&mut flags);
+    settings.overlay(flags);
+    if settings.get("backend", "kind").is_none() {
+        // Without a config file, as vgen remote if there is a server, else as vgen local.
+        let server =
+            ["model_id", "endpoint_name", "base_url"].iter().any(|name| settings.get("backend", name).is_some());
+        let kind = if server { "inference-endpoints" } else { "local" };
+        settings.set("backend", "kind", kind.into(), Origin::Command("vgen check"));
+    }
+    if print {
+        return show_config(&settings);
+    }
+    let speed = plan::Speed { rows_per_second, measured };
+    let wanted = check::Wanted { rows: (!all).then_some(rows), fetch, json, speed };
+    check::check(&settings, &wanted, messages)
 }
 
 /// `vgen verify`.
@@ -105,7 +138,7 @@ pub(crate) fn verify(args: VerifyCommand, messages: &Messages) -> Result<u8, Fau
     let VerifyCommand { answers, config, rows, rows_seed, json, flags, model } = args;
     let config = resolve::resolve(&local_settings(config.as_deref(), flags, model, "vgen verify")?)?;
     let wanted = verify::Wanted { answers, sample: rows as usize, seed: rows_seed, json };
-    verify::verify(&config, &wanted, &messages.clone().quiet(config.run.quiet))
+    verify::verify(&config, &wanted, &messages.of_run(&config.run))
 }
 
 /// The settings of a local run: its config file, and flags over it.
