@@ -72,7 +72,7 @@ impl Output {
         if format == OutputFormat::Sidecar {
             return Ok(Box::new(self.sidecars()?));
         }
-        let plain = OutputLayout { format, columns: Vec::new(), group_rows: 1, reference_column: None };
+        let plain = OutputLayout { format, columns: Vec::new(), group_rows: 1 };
         self.record.as_ref().map_or(&plain, |record| &record.layout).read(&self.path)
     }
 
