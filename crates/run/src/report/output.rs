@@ -77,22 +77,23 @@ impl Output {
     }
 
     fn sidecars(&self) -> Result<Sidecars, Fault> {
-        let setting = |name: &str| self.names.setting(name).and_then(Value::as_str).map(str::to_owned);
+        let setting =
+            |table: &str, name: &str| self.names.setting(table, name).and_then(Value::as_str).map(str::to_owned);
         let images = self.input_files().into_iter().next().unwrap_or_else(|| self.path.clone());
         let mut folder = InputOptions::default().folder;
         folder.image_column = self.names.image.clone();
         folder.instruction_column =
             self.names.columns.first().map_or_else(|| "instruction".to_owned(), |(_, column)| column.clone());
-        folder.instruction = setting("input.instruction").filter(|text| !text.starts_with('<'));
-        folder.instruction_suffix = setting("input.instruction_suffix").filter(|text| !text.starts_with('<'));
+        folder.instruction = setting("input", "instruction").filter(|text| !text.starts_with('<'));
+        folder.instruction_suffix = setting("input", "instruction_suffix").filter(|text| !text.starts_with('<'));
         folder.globs = self
             .names
-            .setting("input.globs")
+            .setting("input", "globs")
             .and_then(|globs| serde_json::from_value(globs.clone()).ok())
             .unwrap_or_default();
         let sidecars = SidecarOptions {
             folder: self.path.clone(),
-            suffix: setting("output.sidecar_suffix").unwrap_or_else(|| ".txt".to_owned()),
+            suffix: setting("output", "sidecar_suffix").unwrap_or_else(|| ".txt".to_owned()),
             image_column: self.names.image.clone(),
             answer_column: self.names.generation.clone(),
         };

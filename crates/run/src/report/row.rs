@@ -44,14 +44,14 @@ impl Names {
     /// As the run had them, or the usual ones.
     pub(super) fn of(record: Option<&RunRecord>) -> Self {
         let settings = record.map(|record| record.config.clone()).unwrap_or_default();
-        let value = |name: &str| settings.get(name).map(|setting| &setting.value);
+        let value = |name: &str| settings.get(&format!("task.{name}")).map(|setting| &setting.value);
         let text = |name: &str, usual: &str| value(name).and_then(Value::as_str).unwrap_or(usual).to_owned();
         let mapped = |table: &str, name: &str| {
             let mapped = value(table).and_then(|mappings| mappings.get(name)).and_then(Value::as_str);
             mapped.unwrap_or(name).to_owned()
         };
-        let written = |name: &str| mapped("task.output_mappings", name);
-        let columns = match value("task.columns") {
+        let written = |name: &str| mapped("output_mappings", name);
+        let columns = match value("columns") {
             Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
             Some(Value::String(one)) => vec![one.clone()],
             _ => vec!["instruction".to_owned()],
@@ -62,24 +62,24 @@ impl Names {
             metadata: written("distilabel_metadata"),
             model_name: written("model_name"),
             finish_reason: written("finish_reason"),
-            image: mapped("task.input_mappings", &text("task.image_column", "image")),
+            image: mapped("input_mappings", &text("image_column", "image")),
             columns: columns
                 .into_iter()
                 .map(|column| {
-                    let mapped = mapped("task.input_mappings", &column);
+                    let mapped = mapped("input_mappings", &column);
                     (column, mapped)
                 })
                 .collect(),
-            image_type: value("task.image_type").and_then(|kind| serde_json::from_value(kind.clone()).ok()),
-            task: text("task.name", "text_generation_with_image_0"),
-            grouped: value("task.group_generations").and_then(Value::as_bool).unwrap_or_default(),
+            image_type: value("image_type").and_then(|kind| serde_json::from_value(kind.clone()).ok()),
+            task: text("name", "text_generation_with_image_0"),
+            grouped: value("group_generations").and_then(Value::as_bool).unwrap_or_default(),
             settings,
         }
     }
 
     /// A value of the run's configuration.
-    pub(super) fn setting(&self, name: &str) -> Option<&Value> {
-        self.settings.get(name).map(|setting| &setting.value)
+    pub(super) fn setting(&self, table: &str, name: &str) -> Option<&Value> {
+        self.settings.get(&format!("{table}.{name}")).map(|setting| &setting.value)
     }
 
     /// Whether the column is the task's and not the input's.
