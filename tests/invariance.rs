@@ -1,8 +1,8 @@
 //! A row's answer does not depend on its neighbours: the same tokens and the same bits of their log-probabilities
-//! alone, in batches of any size, in any order, on any number of threads, with prompts read whole or in pieces.
+//! alone, in batches of any size, in any order, on any number of threads and engines, with prompts read whole or in pieces.
 
-// What is wrong with the repository's own files is to stop the test at its place.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+// What is wrong with the repository's own files is to stop the test at its place. Skipped tests say so.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
 mod cpu_level;
 
@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::mpsc;
 
 use image::{Rgb, RgbImage};
-use vgen_backends::local::{LocalBackend, LocalOptions, ModelSource};
+use vgen_backends::local::{DeviceChoice, LocalBackend, LocalOptions, ModelSource};
 use vgen_core::{Backend, Content, Message, Part, Request, Role, SamplingParams};
 use vgen_task::encode_image;
 
@@ -73,6 +73,8 @@ struct Run {
     shuffled: bool,
     with_cancelled: bool,
     portable: bool,
+    device: DeviceChoice,
+    devices: usize,
 }
 
 impl Default for Run {
@@ -85,6 +87,8 @@ impl Default for Run {
             shuffled: false,
             with_cancelled: false,
             portable: false,
+            device: DeviceChoice::Cpu,
+            devices: 1,
         }
     }
 }
@@ -98,6 +102,7 @@ impl Run {
         options.step_tokens = self.step_tokens;
         options.image_cache_bytes = self.image_cache_bytes;
         options.portable = self.portable;
+        options.devices = vec![self.device; self.devices];
         options.threads = Some(self.threads);
         let backend = LocalBackend::load(options, |_| {}).unwrap();
         let mut order: Vec<&Request> = requests.iter().collect();
@@ -134,9 +139,9 @@ impl Run {
 }
 
 /// Runs under every condition and compares with the rows alone.
-fn assert_invariant(portable: bool) {
+fn assert_invariant(portable: bool, device: DeviceChoice) {
     let requests = requests();
-    let base = || Run { portable, ..Run::default() };
+    let base = || Run { portable, device, ..Run::default() };
     let alone = Run { batch_size: 1, ..base() }.answers(&requests);
     assert_eq!(alone.len(), requests.len());
     let distinct: std::collections::BTreeSet<_> = alone.values().collect();
@@ -149,6 +154,8 @@ fn assert_invariant(portable: bool) {
         ("one thread", Run { threads: 1, ..base() }),
         ("pieces of prompts", Run { step_tokens: 11, ..base() }),
         ("no image kept", Run { image_cache_bytes: 0, batch_size: 7, ..base() }),
+        ("two engines", Run { devices: 2, ..base() }),
+        ("three engines, shuffled", Run { devices: 3, batch_size: 2, shuffled: true, ..base() }),
         ("cancelled neighbours", Run { with_cancelled: true, batch_size: 7, ..base() }),
     ];
     for (name, run) in runs {
@@ -161,11 +168,44 @@ fn assert_invariant(portable: bool) {
 
 #[test]
 fn answers_do_not_depend_on_neighbours() {
-    assert_invariant(false);
+    assert_invariant(false, DeviceChoice::Cpu);
 }
 
 /// The same of the operations that every device has.
 #[test]
 fn answers_do_not_depend_on_neighbours_on_the_portable_path() {
-    assert_invariant(true);
+    assert_invariant(true, DeviceChoice::Cpu);
+}
+
+/// A GPU that works, or a message why the test is skipped.
+fn gpu() -> Option<DeviceChoice> {
+    let mut reasons = Vec::new();
+    for choice in [DeviceChoice::Cuda(0), DeviceChoice::Metal] {
+        match choice.open() {
+            Ok(_) => return Some(choice),
+            Err(fault) => reasons.push(fault.message),
+        }
+    }
+    eprintln!("skipped: {}", reasons.join("; "));
+    None
+}
+
+/// With fixed shapes a GPU keeps it too, as far as its library's kernels treat rows alike.
+#[test]
+fn gpu_answers_do_not_depend_on_neighbours() {
+    if let Some(device) = gpu() {
+        assert_invariant(false, device);
+    }
+}
+
+/// A run of all rows that says how fast it was, and that nothing but chosen tokens and sampled rows left the device.
+#[test]
+fn gpu_throughput() {
+    let Some(device) = gpu() else { return };
+    let requests = requests();
+    let start = std::time::Instant::now();
+    let answers = Run { device, ..Run::default() }.answers(&requests);
+    let tokens: usize = answers.values().flatten().map(|(tokens, _)| tokens.len()).sum();
+    assert_eq!(answers.len(), requests.len());
+    eprintln!("{device}: {:.0} tokens/s, loading included", tokens as f64 / start.elapsed().as_secs_f64());
 }

@@ -123,3 +123,31 @@ fn the_demo_answers_its_samples_without_a_network() {
     assert_eq!(rows[0]["model_name"], "vgen/shapes");
     assert!(lines[1].ends_with(rows[0]["generation"].as_str().unwrap()));
 }
+
+/// Engines on several devices give the answers of one, in the same order.
+#[test]
+fn several_devices_give_the_answers_of_one() {
+    let (scratch, model) = scratch();
+    let line =
+        |id: usize| format!("{{\"id\": {id}, \"instruction\": \"What is {id}?\", \"image\": \"pictures/a.png\"}}\n");
+    scratch.file("data/many.jsonl", (0..40).map(line).collect::<String>());
+    let args = ["--model", &model, "--input", "data/many.jsonl", "--max-new-tokens", "5", "--num-generations", "2"];
+    scratch.vgen_local(&[&args[..], &["--output", "one.jsonl", "--device", "cpu"]].concat()).exits(0);
+    let two = [&args[..], &["--output", "two.jsonl", "--devices", "cpu,cpu", "--batch-size", "3"]].concat();
+    scratch.vgen_local(&two).exits(0).says("ready on cpu, cpu");
+    assert_eq!(scratch.read("one.jsonl"), scratch.read("two.jsonl"));
+}
+
+/// A device that this build has no support for is refused in a sentence, and auto says what it took.
+#[test]
+#[cfg(not(any(feature = "cuda", feature = "metal")))]
+fn devices_without_support_are_named() {
+    let (scratch, model) = scratch();
+    let args = ["--model", &model, "--prompt", "hello", "--max-new-tokens", "1"];
+    let cuda = scratch.vgen_local(&[&args[..], &["--device", "cuda:1"]].concat());
+    cuda.exits(2).says("this build has no CUDA support").says("--features cuda");
+    let metal = scratch.vgen_local(&[&args[..], &["--devices", "cpu,metal"]].concat());
+    metal.exits(2).says("this build has no Metal support");
+    scratch.vgen_local(&args).exits(0).says("ready on cpu (this build has no CUDA support");
+    scratch.vgen_local(&[&args[..], &["--devices", "cpu,abacus"]].concat()).exits(2).says("\"abacus\" is no device");
+}

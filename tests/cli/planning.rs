@@ -142,3 +142,29 @@ fn rows_of_a_model_that_reads_text_need_no_image() {
     scratch.vgen_local(&required).exits(1);
     assert!(scratch.rows("out.jsonl")[0]["error"]["code"].is_string());
 }
+
+/// The page of the documentation shows what the program says, to the letter.
+#[test]
+fn the_page_of_costs_is_what_the_program_counts() {
+    let docs = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("crates/backends/docs");
+    let page = fs::read_to_string(docs.join("performance-model.md")).unwrap();
+    let scratch = Scratch::new();
+    for model in ["11b", "90b"] {
+        let config = fs::read(docs.join(format!("llama-3.2-{model}-vision.json"))).unwrap();
+        scratch.file(&format!("{model}/config.json"), config);
+        for device in ["h100", "a100", "4090", "m3"] {
+            let said = scratch.vgen(&["plan", "--model", model, "--device-model", device]);
+            assert!(page.contains(said.stdout.trim_end()), "{model} on {device}:\n{}", said.stdout);
+            if (model, device) == ("90b", "4090") {
+                said.exits(5).says("");
+            } else {
+                said.exits(0);
+            }
+        }
+    }
+    let args = ["plan", "--model", "11b", "--device-model", "h100", "--json", "--max-new-tokens", "16"];
+    let json: Value = serde_json::from_str(&scratch.vgen(&args).exits(0).stdout).unwrap();
+    assert_eq!(json["work"]["new_tokens"], 16);
+    assert!(json["rows_per_second_at_most"].as_f64().unwrap() > 10.0, "{json:#}");
+    scratch.vgen(&["plan", "--model", "11b", "--device-model", "abacus"]).exits(2).says("h100, a100, 4090, m3");
+}

@@ -3,11 +3,12 @@
 use std::sync::mpsc;
 
 use serde_json::Value as Json;
-use vgen_backends::local::{DTypeChoice, KvDTypeChoice, LocalBackend, LocalOptions, ModelSource};
+use vgen_backends::local::{DTypeChoice, DeviceChoice, KvDTypeChoice, LocalBackend, LocalOptions, ModelSource};
 use vgen_core::{Backend, Content, Message, Part, Request, Role, SamplingParams};
 use vgen_mllama::Reference;
 use vgen_task::encode_image;
 
+use crate::On;
 use crate::fixtures::{Case, Golden, cases, checkpoint_names, checkpoints};
 use crate::inputs::reference_pixels;
 
@@ -52,17 +53,20 @@ fn logprob(logits: &[f32], token: u32) -> f64 {
     f64::from(logits[token as usize] - highest) - norm
 }
 
-#[test]
-fn goldens_hold_in_mixed_batches() {
-    crate::cpu_level::limit();
-    let portable = std::env::var_os("VGEN_PORTABLE").is_some_and(|value| value == "1");
+on_all_paths!(goldens_hold_in_mixed_batches);
+
+fn goldens_hold_in_mixed_batches(on: On) {
     for checkpoint in checkpoint_names() {
         for reference in Reference::ALL {
             let mut options =
                 LocalOptions::new(ModelSource::Named(checkpoints().join(&checkpoint).to_str().unwrap().to_owned()));
             // Some wait for others, and prompts are read in pieces beside running answers.
             (options.batch_size, options.step_tokens) = (7, 40);
-            (options.reference, options.portable) = (reference, portable);
+            (options.reference, options.portable) = (reference, on == On::Portable);
+            options.device = match on {
+                On::Gpu(choice) => choice,
+                _ => DeviceChoice::Cpu,
+            };
             (options.dtype, options.kv_dtype) = (DTypeChoice::F32, KvDTypeChoice::F32);
             let backend = LocalBackend::load(options, |_| {}).unwrap();
             let recorded: Vec<_> = cases()

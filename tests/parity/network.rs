@@ -5,19 +5,30 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use vgen_core::{PixelTiles, image_spans};
-use vgen_mllama::{Checkpoint, CrossKv, LoadOptions, Model, Reference, SelfKv, Sequence, Tensor};
+use vgen_mllama::{Checkpoint, CrossKv, Device, LoadOptions, Model, Reference, SelfKv, Sequence, Tensor};
 
+use crate::On;
 use crate::fixtures::{Case, CaseImage, Golden, batches, cases, checkpoint_names, checkpoints, preprocessor};
 use crate::inputs::reference_pixels;
 
 /// Largest error that counts as equal, relative to the largest value of the tensor.
 const TOLERANCE: f32 = 1e-4;
 
-/// With the CPU kernels, of which `VGEN_CPU` limits the instructions; `VGEN_PORTABLE=1` takes the operations that every device has.
-fn load(checkpoint: &str, reference: Reference) -> Model {
-    crate::cpu_level::limit();
-    let portable = std::env::var_os("VGEN_PORTABLE").is_some_and(|value| value == "1");
-    let options = LoadOptions { reference, portable, ..LoadOptions::default() };
+on_all_paths!(
+    vision_stages,
+    text_layers_logits_and_greedy_tokens,
+    ragged_batches,
+    images_are_projected_once,
+    chunked_prefill,
+    unused_tiles_are_shared_only_where_they_are_equal,
+);
+
+fn load(checkpoint: &str, reference: Reference, on: On) -> Model {
+    let device = match on {
+        On::Gpu(choice) => choice.open().unwrap().device,
+        _ => Device::Cpu,
+    };
+    let options = LoadOptions { reference, device, portable: on == On::Portable, ..LoadOptions::default() };
     Model::load(&Checkpoint::folder(checkpoints().join(checkpoint)), &options, &|_, _| {}).unwrap()
 }
 
@@ -138,12 +149,11 @@ fn recorded_case(name: &str) -> (Vec<u32>, Vec<PixelTiles>, Golden) {
     (case.input_ids.unwrap(), images, golden)
 }
 
-#[test]
-fn vision_stages() {
+fn vision_stages(on: On) {
     let mut compared = BTreeSet::new();
     for checkpoint in checkpoint_names() {
         for reference in [Reference::Hf4, Reference::Hf5] {
-            let model = load(&checkpoint, reference);
+            let model = load(&checkpoint, reference, on);
             for (Case { name, .. }, images, golden) in recorded(&checkpoint) {
                 // By stage: of all images at once, or one by one.
                 let mut stages: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
@@ -180,11 +190,10 @@ fn vision_stages() {
     assert!(compared.len() >= 2, "{compared:?}");
 }
 
-#[test]
-fn text_layers_logits_and_greedy_tokens() {
+fn text_layers_logits_and_greedy_tokens(on: On) {
     for checkpoint in checkpoint_names() {
         for reference in Reference::ALL {
-            let model = load(&checkpoint, reference);
+            let model = load(&checkpoint, reference, on);
             for (case, images, golden) in recorded(&checkpoint) {
                 let what = |stage: &str| format!("{checkpoint} {reference} {} {stage}", case.name);
                 let ids = case.input_ids.clone().unwrap();
@@ -224,8 +233,7 @@ fn text_layers_logits_and_greedy_tokens() {
 
 /// In a batch transformers pads images too, and rows that see no image attend to that padding: the rows are given the
 /// same padding images to compare with it. `meta` needs none of that.
-#[test]
-fn ragged_batches() {
+fn ragged_batches(on: On) {
     let mut compared = 0;
     for checkpoint in checkpoint_names() {
         for batch in batches() {
@@ -235,7 +243,7 @@ fn ragged_batches() {
             let width = shape[1];
             let most_images = batch.rows.iter().map(|row| row.images.len()).max().unwrap();
             for reference in Reference::ALL {
-                let model = load(&checkpoint, reference);
+                let model = load(&checkpoint, reference, on);
                 let vocabulary = model.config().text.vocab_size;
                 let mut rows: Vec<Row> = (0..shape[0])
                     .map(|r| {
@@ -282,9 +290,8 @@ fn ragged_batches() {
     assert!(compared > 0, "no batch has goldens");
 }
 
-#[test]
-fn images_are_projected_once() {
-    let model = load("tiny-hublike", Reference::Meta);
+fn images_are_projected_once(on: On) {
+    let model = load("tiny-hublike", Reference::Meta, on);
     let (ids, images, _) = recorded_case("two_images");
     let mut rows = [Row::new(&model, ids, &images)];
     let before = (model.counters().images_encoded(), model.counters().image_projections());
@@ -294,9 +301,8 @@ fn images_are_projected_once() {
 }
 
 /// A prompt read in pieces gives what it gives whole.
-#[test]
-fn chunked_prefill() {
-    let model = load("tiny", Reference::Meta);
+fn chunked_prefill(on: On) {
+    let model = load("tiny", Reference::Meta, on);
     let (ids, images, golden) = recorded_case("three_mixed");
     let (_, expected) = golden.f32("logits.meta").unwrap();
     for chunk in [1, 2, 3, 7] {
@@ -313,8 +319,7 @@ fn chunked_prefill() {
 }
 
 /// Where unused tiles share a representative, and where each must be computed.
-#[test]
-fn unused_tiles_are_shared_only_where_they_are_equal() {
-    assert!(load("tiny-hublike", Reference::Meta).vision().unwrap().unused_tiles_share());
-    assert!(!load("tiny", Reference::Meta).vision().unwrap().unused_tiles_share());
+fn unused_tiles_are_shared_only_where_they_are_equal(on: On) {
+    assert!(load("tiny-hublike", Reference::Meta, on).vision().unwrap().unused_tiles_share());
+    assert!(!load("tiny", Reference::Meta, on).vision().unwrap().unused_tiles_share());
 }

@@ -5,6 +5,8 @@
 
 mod args;
 mod backend;
+#[doc = include_str!("../docs/clusters.md")]
+pub mod clusters {}
 mod commands;
 mod config_file;
 mod demo;

@@ -42,6 +42,12 @@ pub(crate) fn options(table: &LocalTable, images: &Images) -> Result<LocalOption
     let mut options = LocalOptions::new(source);
     options.hub = hub::options(table.revision.clone());
     set(&mut options.device, "device", &table.device)?;
+    for text in &table.devices {
+        let parsed =
+            text.parse().map_err(|error| Fault::stop("config.value", format!("[backend] devices: {error}")))?;
+        options.devices.push(parsed);
+    }
+    options.fixed_shapes = table.fixed_shapes.unwrap_or(options.fixed_shapes);
     set(&mut options.dtype, "dtype", &table.dtype)?;
     set(&mut options.kv_dtype, "kv_dtype", &table.kv_dtype)?;
     for text in &table.tensor_types {
@@ -51,6 +57,7 @@ pub(crate) fn options(table: &LocalTable, images: &Images) -> Result<LocalOption
     }
     set(&mut options.reference, "reference", &table.reference)?;
     options.batch_size = table.batch_size.unwrap_or(options.batch_size);
+    options.fill_device = table.batch_size.is_none();
     options.step_tokens = table.step_tokens.unwrap_or(options.step_tokens);
     options.threads = table.threads;
     options.prepare_threads = table.prepare_threads.unwrap_or(options.prepare_threads);

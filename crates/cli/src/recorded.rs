@@ -9,7 +9,7 @@ use crate::keys::{self, KEYS};
 use crate::settings::Settings;
 
 /// Keys that change no row: how fast, how loud, how far, where.
-const FREE: [&str; 51] = [
+const FREE: [&str; 52] = [
     "input.path",
     "input.limit",
     "output.path",
@@ -32,6 +32,7 @@ const FREE: [&str; 51] = [
     "run.lint",
     "run.max_errors",
     "backend.batch_size",
+    "backend.devices",
     "backend.step_tokens",
     "backend.threads",
     "backend.prepare_threads",

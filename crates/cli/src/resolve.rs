@@ -243,6 +243,8 @@ fn local(settings: &Settings) -> Result<LocalTable, Fault> {
         model: model(settings)?,
         revision: settings.parse("backend", "revision")?,
         device: settings.parse("backend", "device")?,
+        devices: settings.parse("backend", "devices")?.unwrap_or_default(),
+        fixed_shapes: settings.parse("backend", "fixed_shapes")?,
         dtype: settings.parse("backend", "dtype")?,
         tensor_types: settings.parse("backend", "tensor_types")?.unwrap_or_default(),
         kv_dtype: settings.parse("backend", "kv_dtype")?,

@@ -155,6 +155,8 @@ pub(crate) struct LocalTable {
     pub(crate) model: Option<String>,
     pub(crate) revision: Option<String>,
     pub(crate) device: Option<String>,
+    pub(crate) devices: Vec<String>,
+    pub(crate) fixed_shapes: Option<bool>,
     pub(crate) dtype: Option<String>,
     pub(crate) tensor_types: Vec<String>,
     pub(crate) kv_dtype: Option<String>,

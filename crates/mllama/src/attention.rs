@@ -1,11 +1,13 @@
 //! Scaled dot-product attention in the three forms of the network: within an image, causal within a text, and of text
 //! over images. Nowhere a mask wider than a block of queries.
 //!
-//! Each form exists twice: of plain tensor operations that every device has ([`Path::Portable`]), and as a kernel for
-//! the CPU ([`Path::Kernels`]), which takes f32 queries, and text and image keys and values in f32, bf16 or f16.
+//! Each form exists twice: of operations that every device has ([`Path::Portable`]; what finds keys and values in pages
+//! is in [`crate::step`]), and as a kernel for the CPU ([`Path::Kernels`]), which takes f32 queries, and text and image
+//! keys and values in f32, bf16 or f16.
 //!
 //! Shapes: queries `[queries, heads, d]`, keys and values `[keys, kv_heads, d]`, results like the queries.
 
+use std::cell::OnceCell;
 use std::ops::Deref;
 
 use candle_core::{DType, Layout, Storage, Tensor, WithDType};
@@ -14,16 +16,28 @@ use vgen_kernels::attention::{CausalSequence, CrossSpan, Heads, ImageKeys, Insid
 use vgen_kernels::attention::{causal_attention, cross_attention, vision_attention};
 
 use crate::error::Result;
+use crate::operations::{Mask, Operations};
 
 /// Which of two equal ways attention and linear layers are computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Path {
-    /// candle's operations.
-    Portable,
+    /// candle's operations, keys and values in pages.
+    Portable {
+        /// Those that the device has one kernel for.
+        operations: &'static dyn Operations,
+        /// Let no row's numbers depend on the other rows of a step, by giving every product the same shape.
+        fixed_shapes: bool,
+    },
     /// The CPU kernels, with products inside the attention of images of this precision. Text keeps f32 inside: its
     /// attention is cheap, and answers hang on it.
     Kernels { inside: Inside },
 }
+
+/// Rows of a product with fixed shapes.
+///
+/// A library chooses its kernel, and with it the order of a sum, by the shapes of a product. If there is only one shape
+/// there is only one order, as long as a kernel treats its rows alike.
+const FIXED_ROWS: usize = 64;
 
 /// An image's tokens in a flat batch.
 #[derive(Debug)]
@@ -34,6 +48,8 @@ pub(crate) struct ImageTokens {
     pub(crate) live: usize,
     /// `[tokens]`: the logarithm of how many equal tokens each stands for, added to its scores as a key.
     pub(crate) key_bias: Vec<f32>,
+    /// The same on the device, for the portable path.
+    pub(crate) key_bias_there: OnceCell<Tensor>,
 }
 
 /// New tokens of a text, and the keys and values of all its tokens so far, the new ones included.
@@ -54,65 +70,117 @@ pub(crate) struct SeenImages {
 }
 
 impl Path {
+    /// The operations of the portable path.
+    pub(crate) fn operations(self) -> Option<&'static dyn Operations> {
+        match self {
+            Self::Portable { operations, .. } => Some(operations),
+            Self::Kernels { .. } => None,
+        }
+    }
+
+    /// For layers whose rows are all of one image, or whose shapes the caller fixes.
+    pub(crate) fn with_free_shapes(self) -> Self {
+        match self {
+            Self::Portable { operations, .. } => Self::Portable { operations, fixed_shapes: false },
+            kernels => kernels,
+        }
+    }
+
+    /// How many rows a step of `tokens` is computed with.
+    pub(crate) fn filled(self, tokens: usize) -> usize {
+        match self {
+            Self::Portable { fixed_shapes: true, .. } => tokens.next_multiple_of(FIXED_ROWS),
+            _ => tokens,
+        }
+    }
+
+    /// `x wᵀ` by candle's product, `x` `[rows, inputs]`, `w` `[outputs, inputs]`.
+    pub(crate) fn product(self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        let weight = weight.t()?;
+        self.by_blocks(x, |x| Ok(x.matmul(&weight)?))
+    }
+
+    /// A product of rows; with fixed shapes of [`FIXED_ROWS`] rows at a time.
+    pub(crate) fn by_blocks(self, x: &Tensor, product: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        if !matches!(self, Self::Portable { fixed_shapes: true, .. }) {
+            return product(x);
+        }
+        let rows = x.dim(0)?;
+        let whole = self.filled(rows);
+        let x = if whole > rows { x.pad_with_zeros(0, 0, whole - rows)? } else { x.clone() };
+        let mut blocks = Vec::with_capacity(whole / FIXED_ROWS);
+        for start in (0..whole).step_by(FIXED_ROWS) {
+            blocks.push(product(&x.narrow(0, start, FIXED_ROWS)?)?);
+        }
+        let y = if blocks.len() == 1 { blocks.swap_remove(0) } else { Tensor::cat(&blocks, 0)? };
+        if whole > rows { Ok(y.narrow(0, 0, rows)?) } else { Ok(y) }
+    }
+
     /// Attention within each image of a flat batch, as many key as query heads.
     pub(crate) fn vision(self, q: &Tensor, k: &Tensor, v: &Tensor, images: &[ImageTokens]) -> Result<Tensor> {
-        if let Path::Kernels { inside } = self {
-            return vision_by_kernel(inside, q, k, v, images);
-        }
+        let operations = match self {
+            Path::Kernels { inside } => return vision_by_kernel(inside, q, k, v, images),
+            Path::Portable { operations, .. } => operations,
+        };
         let mut parts = Vec::with_capacity(2 * images.len());
-        for ImageTokens { start, tokens, live, key_bias } in images {
-            let (start, tokens, live) = (*start, *tokens, *live);
+        for image in images {
+            let (start, tokens, live) = (image.start, image.tokens, image.live);
             let part = |x: &Tensor, from: usize, len: usize| x.narrow(0, start + from, len);
-            let bias = Tensor::new(key_bias.as_slice(), q.device())?;
-            parts.push(open(&part(q, 0, live)?, &part(k, 0, tokens)?, &part(v, 0, tokens)?, Some(&bias))?);
+            let bias = match image.key_bias_there.get() {
+                Some(bias) => bias.clone(),
+                None => {
+                    let bias = Tensor::new(image.key_bias.as_slice(), q.device())?;
+                    image.key_bias_there.get_or_init(|| bias).clone()
+                }
+            };
+            let (all_k, all_v) = (part(k, 0, tokens)?, part(v, 0, tokens)?);
+            parts.push(open(operations, &part(q, 0, live)?, &all_k, &all_v, Some(&bias))?);
             if tokens > live {
-                parts.push(open(&part(q, live, tokens - live)?, &part(k, 0, live)?, &part(v, 0, live)?, None)?);
+                let (live_k, live_v) = (part(k, 0, live)?, part(v, 0, live)?);
+                parts.push(open(operations, &part(q, live, tokens - live)?, &live_k, &live_v, None)?);
             }
         }
         Ok(Tensor::cat(&parts, 0)?)
     }
+}
 
-    /// Causal attention of texts that lie one after the other in the queries.
-    pub(crate) fn causal(self, q: &Tensor, texts: &[TextTokens]) -> Result<Tensor> {
-        if let (Path::Kernels { .. }, Some(first)) = (self, texts.first()) {
-            return match first.keys.dtype() {
-                DType::BF16 => causal_by_kernel::<half::bf16>(q, texts),
-                DType::F16 => causal_by_kernel::<half::f16>(q, texts),
-                _ => causal_by_kernel::<f32>(q, texts),
-            };
-        }
-        let mut start = 0;
-        let mut parts = Vec::with_capacity(texts.len());
-        for text in texts {
-            let (k, v) = (text.keys.to_dtype(q.dtype())?, text.values.to_dtype(q.dtype())?);
-            parts.push(causal(&q.narrow(0, start, text.len)?, &k, &v)?);
-            start += text.len;
-        }
-        Ok(Tensor::cat(&parts, 0)?)
+/// Causal attention of texts that lie one after the other in the queries, by kernel.
+pub(crate) fn causal_by_kernels(q: &Tensor, texts: &[TextTokens]) -> Result<Tensor> {
+    match texts.first().map(|text| text.keys.dtype()) {
+        Some(DType::BF16) => causal_by_kernel::<half::bf16>(q, texts),
+        Some(DType::F16) => causal_by_kernel::<half::f16>(q, texts),
+        _ => causal_by_kernel::<f32>(q, texts),
     }
+}
 
-    /// Attention over images.
-    pub(crate) fn cross(self, q: &Tensor, runs: &[SeenImages]) -> Result<Tensor> {
-        let first = runs.iter().find_map(|run| run.images.first());
-        if let (Path::Kernels { .. }, Some((keys, _))) = (self, first)
-            && runs.iter().all(|run| run.key_bias.is_none())
-        {
-            return match keys.dtype() {
-                DType::BF16 => cross_by_kernel::<half::bf16>(q, runs),
-                DType::F16 => cross_by_kernel::<half::f16>(q, runs),
-                _ => cross_by_kernel::<f32>(q, runs),
-            };
-        }
-        let mut start = 0;
-        let mut parts = Vec::with_capacity(runs.len());
-        for run in runs {
-            let q = q.narrow(0, start, run.queries)?;
-            let (k, v): (Vec<_>, Vec<_>) = run.images.iter().map(|(k, v)| (k, v)).unzip();
-            let (k, v) = (Tensor::cat(&k, 0)?.to_dtype(q.dtype())?, Tensor::cat(&v, 0)?.to_dtype(q.dtype())?);
-            parts.push(open(&q, &k, &v, run.key_bias.as_ref())?);
-            start += run.queries;
-        }
-        Ok(Tensor::cat(&parts, 0)?)
+/// Attention over images, by kernel where nothing is added to the scores.
+pub(crate) fn cross_by_kernels(q: &Tensor, runs: &[SeenImages]) -> Result<Tensor> {
+    if runs.iter().all(|run| run.key_bias.is_none()) {
+        return match runs.iter().find_map(|run| run.images.first()).map(|(keys, _)| keys.dtype()) {
+            Some(DType::BF16) => cross_by_kernel::<half::bf16>(q, runs),
+            Some(DType::F16) => cross_by_kernel::<half::f16>(q, runs),
+            _ => cross_by_kernel::<f32>(q, runs),
+        };
+    }
+    let operations = crate::operations::of(q.device());
+    let mut start = 0;
+    let mut parts = Vec::with_capacity(runs.len());
+    for run in runs {
+        parts.push(run.attend(operations, &q.narrow(0, start, run.queries)?)?);
+        start += run.queries;
+    }
+    Ok(Tensor::cat(&parts, 0)?)
+}
+
+impl SeenImages {
+    /// Attention of the queries, which are those of this run.
+    pub(crate) fn attend(&self, operations: &dyn Operations, q: &Tensor) -> Result<Tensor> {
+        let (k, v): (Vec<_>, Vec<_>) = self.images.iter().map(|(k, v)| (k, v)).unzip();
+        let joined = |x: &[&Tensor]| match x {
+            [one] => one.to_dtype(q.dtype()),
+            many => Tensor::cat(many, 0)?.to_dtype(q.dtype()),
+        };
+        open(operations, q, &joined(&k)?, &joined(&v)?, self.key_bias.as_ref())
     }
 }
 
@@ -120,35 +188,59 @@ impl Path {
 const QUERY_BLOCK: usize = 256;
 
 /// Every query sees every key.
-fn open(q: &Tensor, k: &Tensor, v: &Tensor, key_bias: Option<&Tensor>) -> Result<Tensor> {
-    attend(q, k, v, |scores, _, _| match key_bias {
+fn open(ops: &dyn Operations, q: &Tensor, k: &Tensor, v: &Tensor, key_bias: Option<&Tensor>) -> Result<Tensor> {
+    if let Some(out) = ops.attention(q, k, v, Mask::Open(key_bias))? {
+        return Ok(out);
+    }
+    attend(ops, q, k, v, |scores, _| match key_bias {
         Some(bias) => Ok(scores.broadcast_add(bias)?),
         None => Ok(scores),
     })
 }
 
-/// Query `i` sees keys up to `keys - queries + i`.
-fn causal(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    let (queries, keys) = (q.dim(0)?, k.dim(0)?);
-    if queries == 1 {
-        return open(q, k, v, None);
-    }
-    let past = keys - queries;
-    attend(q, k, v, |scores, start, len| {
-        let mask: Vec<f32> = (start..start + len)
-            .flat_map(|i| (0..keys).map(move |j| if j <= past + i { 0.0 } else { f32::NEG_INFINITY }))
-            .collect();
-        let mask = Tensor::from_vec(mask, (len, keys), scores.device())?;
-        Ok(scores.broadcast_add(&mask)?)
-    })
-}
-
-/// `adjust` gets f32 scores `[kv_heads, group, block, keys]`, and where its block of queries starts and how long it is.
-fn attend(
+/// The queries are the last of the keys' positions. `masks` are made at the first call, for all layers of a step.
+pub(crate) fn causal(
+    ops: &dyn Operations,
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    adjust: impl Fn(Tensor, usize, usize) -> Result<Tensor>,
+    masks: &OnceCell<Vec<Tensor>>,
+) -> Result<Tensor> {
+    if let Some(out) = ops.attention(q, k, v, Mask::Causal)? {
+        return Ok(out);
+    }
+    let masks = match masks.get() {
+        Some(masks) => masks,
+        None => {
+            let made = causal_masks(q.dim(0)?, k.dim(0)?, q)?;
+            masks.get_or_init(|| made)
+        }
+    };
+    attend(ops, q, k, v, |scores, block| Ok(scores.broadcast_add(&masks[block])?))
+}
+
+/// For each block of queries `[block, keys]`.
+fn causal_masks(queries: usize, keys: usize, like: &Tensor) -> Result<Vec<Tensor>> {
+    let past = keys - queries;
+    (0..queries)
+        .step_by(QUERY_BLOCK)
+        .map(|start| {
+            let len = QUERY_BLOCK.min(queries - start);
+            let mask: Vec<f32> = (start..start + len)
+                .flat_map(|query| (0..keys).map(move |key| if key <= past + query { 0.0 } else { f32::NEG_INFINITY }))
+                .collect();
+            Ok(Tensor::from_vec(mask, (len, keys), like.device())?)
+        })
+        .collect()
+}
+
+/// `adjust` gets f32 scores `[kv_heads, group, block, keys]`, and which block of queries it is.
+fn attend(
+    ops: &dyn Operations,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    adjust: impl Fn(Tensor, usize) -> Result<Tensor>,
 ) -> Result<Tensor> {
     let (queries, heads, d) = q.dims3()?;
     let (keys, kv_heads, _) = k.dims3()?;
@@ -157,12 +249,12 @@ fn attend(
     let k = k.permute((1, 2, 0))?.contiguous()?;
     let v = v.transpose(0, 1)?.contiguous()?;
     let mut blocks = Vec::with_capacity(queries.div_ceil(QUERY_BLOCK));
-    for start in (0..queries).step_by(QUERY_BLOCK) {
+    for (block, start) in (0..queries).step_by(QUERY_BLOCK).enumerate() {
         let len = QUERY_BLOCK.min(queries - start);
         let q = q.narrow(0, start, len)?.reshape((len, kv_heads, group, d))?.permute((1, 2, 0, 3))?.contiguous()?;
         let scores = (q.reshape((kv_heads, group * len, d))?.matmul(&k)? * scale)?;
         let scores = scores.to_dtype(DType::F32)?.reshape((kv_heads, group, len, keys))?;
-        let weights = candle_nn::ops::softmax_last_dim(&adjust(scores, start, len)?)?.to_dtype(v.dtype())?;
+        let weights = ops.softmax(&adjust(scores, block)?)?.to_dtype(v.dtype())?;
         let out = weights.reshape((kv_heads, group * len, keys))?.matmul(&v)?;
         blocks.push(out.reshape((kv_heads, group, len, d))?.permute((2, 0, 1, 3))?.reshape((len, heads, d))?);
     }

@@ -1,29 +1,43 @@
 //! Keys and values: of a sequence's own text ([`SelfKv`]), and of an image for the cross-attention layers
-//! ([`CrossKv`]).
+//! ([`CrossKv`]). For the CPU kernels each has tensors of its own, else pages of a pool.
+
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
 use crate::config::TextConfig;
 use crate::error::{Error, Result};
+use crate::pages::{PAGE, PagePool, Pages};
 
-/// Keys and values of one sequence for the self-attention layers. Its memory is taken once, for as many tokens as the
-/// sequence may get.
+/// Keys and values of one sequence for the self-attention layers. Its memory is taken for as many tokens as the
+/// sequence may get, and may grow.
 #[derive(Debug)]
 pub struct SelfKv {
-    /// By self-attention layer, each `[capacity, kv_heads, head_dim]`.
-    layers: Vec<(Tensor, Tensor)>,
+    store: Store,
     len: usize,
     capacity: usize,
 }
 
+#[derive(Debug)]
+enum Store {
+    /// By self-attention layer, each `[capacity, kv_heads, head_dim]`.
+    Own(Vec<(Tensor, Tensor)>),
+    Paged(Pages),
+}
+
 impl SelfKv {
-    /// Room for `capacity` tokens.
-    pub fn new(config: &TextConfig, capacity: usize, dtype: DType, device: &Device) -> Result<Self> {
+    /// Room for `capacity` tokens in tensors of its own.
+    pub(crate) fn own(config: &TextConfig, capacity: usize, dtype: DType, device: &Device) -> Result<Self> {
         let shape = (capacity, config.num_key_value_heads, config.head_dim);
         let layers = (0..config.self_layers())
             .map(|_| Ok((Tensor::zeros(shape, dtype, device)?, Tensor::zeros(shape, dtype, device)?)))
             .collect::<Result<_>>()?;
-        Ok(Self { layers, len: 0, capacity })
+        Ok(Self { store: Store::Own(layers), len: 0, capacity })
+    }
+
+    /// Room for `capacity` tokens in a pool.
+    pub(crate) fn paged(pool: &Arc<PagePool>, capacity: usize) -> Result<Self> {
+        Ok(Self { store: Store::Paged(Pages::new(pool, capacity)?), len: 0, capacity })
     }
 
     /// Bytes that a token takes.
@@ -46,6 +60,21 @@ impl SelfKv {
         self.capacity
     }
 
+    /// Makes room for `capacity` tokens if there is less.
+    pub fn grow(&mut self, capacity: usize) -> Result<()> {
+        if capacity <= self.capacity {
+            return Ok(());
+        }
+        match &mut self.store {
+            Store::Own(_) => *self = self.prefix(self.len, capacity)?,
+            Store::Paged(pages) => {
+                pages.reserve(capacity)?;
+                self.capacity = capacity;
+            }
+        }
+        Ok(())
+    }
+
     /// A copy that may grow on its own: the prompt is computed once for all samples of a row.
     pub fn fork(&self) -> Result<Self> {
         self.prefix(self.len, self.capacity)
@@ -61,15 +90,31 @@ impl SelfKv {
             }
             Ok(fresh)
         };
-        let layers = self.layers.iter().map(|(k, v)| Ok((copy(k)?, copy(v)?))).collect::<Result<_>>()?;
-        Ok(Self { layers, len, capacity })
+        let store = match &self.store {
+            Store::Own(layers) => {
+                Store::Own(layers.iter().map(|(k, v)| Ok((copy(k)?, copy(v)?))).collect::<Result<_>>()?)
+            }
+            Store::Paged(pages) => Store::Paged(pages.prefix(len, capacity)?),
+        };
+        Ok(Self { store, len, capacity })
+    }
+
+    /// The pages, if it has some.
+    pub(crate) fn pages(&self) -> Option<&Pages> {
+        match &self.store {
+            Store::Paged(pages) => Some(pages),
+            Store::Own(_) => None,
+        }
     }
 
     /// Writes a layer's keys and values of new tokens, `[tokens, kv_heads, head_dim]`, behind those that are there,
-    /// and returns all of them.
+    /// and returns all of them. For a store with tensors of its own.
     pub(crate) fn append(&self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let Store::Own(layers) = &self.store else {
+            return Err(Error::Sequence("keys and values in pages are written by the step".into()));
+        };
         let tokens = k.dim(0)?;
-        let (keys, values) = &self.layers[layer];
+        let (keys, values) = &layers[layer];
         keys.slice_set(k, 0, self.len)?;
         values.slice_set(v, 0, self.len)?;
         Ok((keys.narrow(0, 0, self.len + tokens)?, values.narrow(0, 0, self.len + tokens)?))
@@ -93,11 +138,19 @@ impl SelfKv {
 /// that uses the image.
 #[derive(Clone, Debug)]
 pub struct CrossKv {
-    /// By cross-attention layer, each `[tokens, kv_heads, head_dim]`; live tiles first.
-    pub(crate) layers: Vec<(Tensor, Tensor)>,
+    pub(crate) store: CrossStore,
+    /// Live tiles' come first.
+    pub(crate) tokens: usize,
     pub(crate) live_tokens: usize,
     /// `[tokens]`: the logarithm of how many tokens each stands for. Only where text may see unused tiles.
     pub(crate) key_bias: Option<Tensor>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum CrossStore {
+    /// By cross-attention layer, each `[tokens, kv_heads, head_dim]`.
+    Own(Vec<(Tensor, Tensor)>),
+    Paged(Pages),
 }
 
 impl CrossKv {
@@ -115,11 +168,33 @@ impl CrossKv {
     /// Bytes that it takes.
     pub fn bytes(&self) -> u64 {
         let size = |x: &Tensor| (x.elem_count() * x.dtype().size_in_bytes()) as u64;
-        self.layers.iter().map(|(k, v)| size(k) + size(v)).sum()
+        match &self.store {
+            CrossStore::Own(layers) => layers.iter().map(|(k, v)| size(k) + size(v)).sum(),
+            CrossStore::Paged(pages) => (pages.capacity() / PAGE) as u64 * pages.pool().page_bytes(),
+        }
     }
 
-    pub(crate) fn live(&self, layer: usize) -> Result<(Tensor, Tensor)> {
-        let (k, v) = &self.layers[layer];
-        Ok((k.narrow(0, 0, self.live_tokens)?, v.narrow(0, 0, self.live_tokens)?))
+    /// The pages, if it has some.
+    pub(crate) fn pages(&self) -> Option<&Pages> {
+        match &self.store {
+            CrossStore::Paged(pages) => Some(pages),
+            CrossStore::Own(_) => None,
+        }
+    }
+
+    /// A layer's keys and values of the tokens that `unseeing` text attends to, all, or that other text sees.
+    pub(crate) fn layer(&self, layer: usize, unseeing: bool) -> Result<(Tensor, Tensor)> {
+        let tokens = if unseeing { self.tokens } else { self.live_tokens };
+        match &self.store {
+            CrossStore::Own(layers) => {
+                let (k, v) = &layers[layer];
+                Ok((k.narrow(0, 0, tokens)?, v.narrow(0, 0, tokens)?))
+            }
+            CrossStore::Paged(pages) => {
+                let places = pages.places(tokens)?;
+                let (k, v) = &pages.pool().layers()[layer];
+                Ok((places.of(k)?, places.of(v)?))
+            }
+        }
     }
 }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
-use candle_nn::ops;
+use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
+use candle_core::{DType, Device, Module, Tensor};
+use vgen_kernels::quant::BlockFormat;
 use vgen_kernels::tensor::{self as kernels, After, InputNorm, Layer};
 use vgen_kernels::{Format, PackedLinear};
 
@@ -54,8 +55,8 @@ impl Loader<'_> {
     /// A layer whose weight has another shape in the file, `[outputs, ...]`.
     pub(crate) fn linear_of_shape(&self, name: &str, shape: &[usize]) -> Result<Linear> {
         let (outputs, inputs) = (shape[0], shape[1..].iter().product());
-        if self.path == Path::Portable {
-            let weight = Weight::Dense(self.tensor(name, shape)?.reshape((outputs, inputs))?);
+        if let Path::Portable { .. } = self.path {
+            let weight = self.portable(name, shape, outputs, inputs)?;
             return Ok(Linear { weight, bias: None });
         }
         let raw = self.weights.raw(name, shape)?;
@@ -73,6 +74,22 @@ impl Loader<'_> {
         };
         self.weights.release(name);
         Ok(Linear { weight, bias: None })
+    }
+
+    /// A weight for candle's product: quantised if the types say so, else in the type of the activations.
+    fn portable(&self, name: &str, shape: &[usize], outputs: usize, inputs: usize) -> Result<Weight> {
+        let stored = self.weights.stored(name).unwrap_or(Stored::F32);
+        let ggml = match self.types.format(name, stored, inputs) {
+            Format::Block(block) if self.types.all.is_some() => ggml_type(block),
+            _ => None,
+        };
+        let Some(ggml) = ggml else {
+            return Ok(Weight::Dense(self.tensor(name, shape)?.reshape((outputs, inputs))?, self.path));
+        };
+        let wide = self.weights.tensor(name, shape, DType::F32, &Device::Cpu)?.reshape((outputs, inputs))?;
+        let blocks = QTensor::quantize_onto(&wide, ggml, self.device)?;
+        self.weights.release(name);
+        Ok(Weight::Quantised(QMatMul::from_qtensor(blocks)?, self.path))
     }
 
     pub(crate) fn rms_norm(&self, name: &str, size: usize, eps: f64) -> Result<RmsNorm> {
@@ -142,7 +159,9 @@ pub(crate) struct Linear {
 #[derive(Debug)]
 enum Weight {
     /// For candle's product.
-    Dense(Tensor),
+    Dense(Tensor, Path),
+    /// For candle's product with blocks of few bits, which takes and gives f32.
+    Quantised(QMatMul, Path),
     /// For the CPU kernels.
     Packed(PackedLinear),
     /// In the file's memory map; packed part by part whenever it is used.
@@ -183,7 +202,10 @@ impl Linear {
     fn alone(&self, x: &Tensor) -> Result<Tensor> {
         let y = match &self.weight {
             Weight::Packed(weight) => weight.forward_tensor(x)?,
-            Weight::Dense(weight) => x.matmul(&weight.t()?)?,
+            Weight::Dense(weight, path) => path.product(x, weight)?,
+            Weight::Quantised(weight, path) => {
+                path.by_blocks(x, |x| Ok(weight.forward(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())?))?
+            }
             Weight::InMap { weights, name, shape } => forward_mapped(weights, name, shape, x)?,
         };
         match &self.bias {
@@ -207,7 +229,7 @@ fn products<const N: usize>(
             let normed = norm.map(|norm| norm.forward(x)).transpose()?;
             let x = normed.as_ref().unwrap_or(x);
             let alone = |layer: &&Linear| match (after, &layer.weight) {
-                (After::Gelu, Weight::Dense(_)) => Ok(layer.alone(x)?.gelu_erf()?),
+                (After::Gelu, Weight::Dense(..) | Weight::Quantised(..)) => Ok(layer.alone(x)?.gelu_erf()?),
                 (After::Gelu, _) => Ok(kernels::gelu_erf(&layer.alone(x)?)?),
                 _ => layer.alone(x),
             };
@@ -216,6 +238,16 @@ fn products<const N: usize>(
     };
     let wrong = |outs: Vec<Tensor>| candle_core::Error::Msg(format!("{} products of {N}", outs.len())).bt().into();
     outs.try_into().map_err(wrong)
+}
+
+/// candle's name of blocks that its product takes.
+fn ggml_type(block: BlockFormat) -> Option<GgmlDType> {
+    match block {
+        BlockFormat::Q8_0 => Some(GgmlDType::Q8_0),
+        BlockFormat::Q4K => Some(GgmlDType::Q4K),
+        BlockFormat::Q4_1 => Some(GgmlDType::Q4_1),
+        _ => None,
+    }
 }
 
 /// The same bits as with the weight packed whole.
@@ -264,8 +296,7 @@ pub(crate) trait Norm {
     }
 }
 
-/// Root-mean-square norm (Zhang & Sennrich 2019). Computed in f32 and cast back before the weight is applied, as in
-/// transformers.
+/// Root-mean-square norm (Zhang & Sennrich 2019).
 #[derive(Debug)]
 pub(crate) struct RmsNorm {
     weight: Tensor,
@@ -275,16 +306,10 @@ pub(crate) struct RmsNorm {
 
 impl Norm for RmsNorm {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if let Path::Kernels { .. } = self.path {
-            return Ok(kernels::rms_norm(x, &self.weight, self.eps as f32)?);
+        match self.path {
+            Path::Kernels { .. } => Ok(kernels::rms_norm(x, &self.weight, self.eps as f32)?),
+            Path::Portable { operations, .. } => operations.rms_norm(x, &self.weight, self.eps),
         }
-        if x.dtype() == DType::F32 {
-            return Ok(ops::rms_norm(x, &self.weight, self.eps as f32)?);
-        }
-        let wide = x.to_dtype(DType::F32)?;
-        let variance = wide.sqr()?.mean_keepdim(candle_core::D::Minus1)?;
-        let normed = wide.broadcast_div(&(variance + self.eps)?.sqrt()?)?;
-        Ok(normed.to_dtype(x.dtype())?.broadcast_mul(&self.weight)?)
     }
 
     fn of_input(&self) -> InputNorm<'_> {
@@ -303,10 +328,10 @@ pub(crate) struct LayerNorm {
 
 impl Norm for LayerNorm {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if let Path::Kernels { .. } = self.path {
-            return Ok(kernels::layer_norm(x, &self.weight, &self.bias, self.eps as f32)?);
+        match self.path {
+            Path::Kernels { .. } => Ok(kernels::layer_norm(x, &self.weight, &self.bias, self.eps as f32)?),
+            Path::Portable { operations, .. } => operations.layer_norm(x, &self.weight, &self.bias, self.eps),
         }
-        Ok(ops::layer_norm(x, &self.weight, &self.bias, self.eps as f32)?)
     }
 
     fn of_input(&self) -> InputNorm<'_> {
@@ -318,8 +343,8 @@ impl Norm for LayerNorm {
 fn add_gated(path: Path, x: &Tensor, gate: f64, y: &Tensor) -> Result<Tensor> {
     match path {
         Path::Kernels { .. } => Ok(kernels::add_gated(x, y, gate as f32, None)?),
-        Path::Portable if gate == 1.0 => Ok((x + y)?),
-        Path::Portable => Ok((x + (y * gate)?)?),
+        Path::Portable { .. } if gate == 1.0 => Ok((x + y)?),
+        Path::Portable { .. } => Ok((x + (y * gate)?)?),
     }
 }
 
@@ -327,6 +352,6 @@ fn add_gated(path: Path, x: &Tensor, gate: f64, y: &Tensor) -> Result<Tensor> {
 pub(crate) fn silu_mul(path: Path, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     match path {
         Path::Kernels { .. } => Ok(kernels::silu_mul(gate, up)?),
-        Path::Portable => Ok((candle_nn::ops::silu(gate)? * up)?),
+        Path::Portable { .. } => Ok((candle_nn::ops::silu(gate)? * up)?),
     }
 }

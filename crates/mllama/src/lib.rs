@@ -7,16 +7,22 @@
 
 mod attention;
 mod checkpoint;
+mod choose;
 mod config;
+pub mod devices;
 mod error;
 mod gguf;
 pub mod hub;
 mod kv;
 mod layers;
+mod lookup;
 mod model;
+mod operations;
+mod pages;
 mod quantize;
 mod reference;
 mod rope;
+mod step;
 mod tensors;
 mod text;
 mod vision;
@@ -25,6 +31,7 @@ mod weights;
 
 pub use candle_core::{DType, Device, Tensor};
 pub use checkpoint::Checkpoint;
+pub use choose::Highest;
 pub use config::{Config, Llama3Scaling, RopeConfig, RopeScaling, TextConfig, VisionConfig};
 pub use error::{Error, Result};
 pub use kv::{CrossKv, SelfKv};

@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::kv::{CrossKv, SelfKv};
 use crate::layers::{Linear, Loader};
+use crate::operations;
 use crate::reference::Reference;
 use crate::tensors;
 use crate::text::{Sequence, TextModel};
@@ -37,6 +38,9 @@ pub struct LoadOptions {
     pub reference: Reference,
     /// Use only operations that every device has, also where there are kernels for the CPU.
     pub portable: bool,
+    /// With these operations, give every product of the text layers the same number of rows, so that no row's numbers
+    /// depend on the other rows of a step. The kernels for the CPU need no such thing.
+    pub fixed_shapes: bool,
 }
 
 impl Default for LoadOptions {
@@ -49,6 +53,7 @@ impl Default for LoadOptions {
             kv_dtype: DType::F32,
             reference: Reference::default(),
             portable: false,
+            fixed_shapes: true,
         }
     }
 }
@@ -59,9 +64,15 @@ pub struct Counters {
     images_encoded: AtomicU64,
     image_projections: AtomicU64,
     tokens: AtomicU64,
+    pub(crate) copies_to_host: AtomicU64,
 }
 
 impl Counters {
+    /// Results that were copied from the device.
+    pub fn copies_to_host(&self) -> u64 {
+        self.copies_to_host.load(Ordering::Relaxed)
+    }
+
     /// Images that went through the vision tower.
     pub fn images_encoded(&self) -> u64 {
         self.images_encoded.load(Ordering::Relaxed)
@@ -84,7 +95,8 @@ pub struct Model {
     config: Config,
     text: TextModel,
     vision: Option<(VisionTower, Projector)>,
-    counters: Counters,
+    pub(crate) counters: Counters,
+    portable: bool,
 }
 
 #[derive(Debug)]
@@ -100,7 +112,7 @@ impl Model {
         let weights = Arc::new(checkpoint.weights()?);
         weights.check(&tensors::expected(&config))?;
         let path = if !options.device.is_cpu() || options.dtype != DType::F32 || options.portable {
-            Path::Portable
+            Path::Portable { operations: operations::of(&options.device), fixed_shapes: options.fixed_shapes }
         } else if options.weights.all == Some(WeightType::F32) {
             Path::Kernels { inside: Inside::F32 }
         } else {
@@ -117,6 +129,8 @@ impl Model {
         let text = TextModel::load(&loader, &config.text, options.reference, options.kv_dtype, progress)?;
         let vision = match &config.vision {
             Some(vision) => {
+                // An image's numbers of rows are its own.
+                let loader = Loader { path: path.with_free_shapes(), ..loader };
                 let tower = VisionTower::load(&loader, vision, options.reference)?;
                 let width = config.text.hidden_size;
                 let linear = loader.linear_with_bias("multi_modal_projector", width, vision.output_size())?;
@@ -124,12 +138,17 @@ impl Model {
             }
             None => None,
         };
-        Ok(Self { config, text, vision, counters: Counters::default() })
+        Ok(Self { config, text, vision, counters: Counters::default(), portable: path.operations().is_some() })
     }
 
     /// The numbers of the network.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Whether it computes by operations that every device has, and not by the kernels of the CPU.
+    pub fn is_portable(&self) -> bool {
+        self.portable
     }
 
     /// What was computed so far.

@@ -71,13 +71,11 @@ fn inverse_frequencies(rope: &RopeConfig, head_dim: usize) -> Vec<f32> {
 
 /// Rotates `x` `[tokens, heads, head_dim]` by tables of `[tokens, head_dim / 2]`.
 pub(crate) fn rotate(path: Path, x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    if let Path::Kernels { .. } = path {
-        let positions: Vec<u32> = (0..x.dim(0)? as u32).collect();
-        return Ok(vgen_kernels::tensor::rope(x, cos, sin, &positions)?);
+    match path {
+        Path::Kernels { .. } => {
+            let positions: Vec<u32> = (0..x.dim(0)? as u32).collect();
+            Ok(vgen_kernels::tensor::rope(x, cos, sin, &positions)?)
+        }
+        Path::Portable { operations, .. } => operations.rope(x, cos, sin),
     }
-    // candle's fused kernel wants [batch, heads, tokens, head_dim]; here every token is a batch of its own row, so
-    // the token axis takes the place of the sequence and heads are swapped in front.
-    let x = x.transpose(0, 1)?.contiguous()?.unsqueeze(0)?;
-    let rotated = candle_nn::rotary_emb::rope(&x, cos, sin)?;
-    Ok(rotated.squeeze(0)?.transpose(0, 1)?.contiguous()?)
 }

@@ -27,7 +27,8 @@ pub enum Role {
 }
 
 impl Role {
-    pub(crate) fn is_matrix(self) -> bool {
+    /// Whether products are taken with it.
+    pub fn is_matrix(self) -> bool {
         matches!(self, Self::Matrix | Self::TableAndMatrix)
     }
 

@@ -7,13 +7,15 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::attention::{Path, SeenImages, TextTokens};
+use crate::attention::{Path, TextTokens, causal_by_kernels};
 use crate::config::TextConfig;
 use crate::error::{Error, Result};
-use crate::kv::{CrossKv, SelfKv};
+use crate::kv::{CrossKv, CrossStore, SelfKv};
 use crate::layers::{Linear, Loader, Norm, RmsNorm, Table, silu_mul};
+use crate::pages::{PagePool, Pages};
 use crate::reference::Reference;
 use crate::rope::{Rope, rotate};
+use crate::step::{CrossStep, Filled, LatestLookup, PagedTexts, Paging, Run};
 use crate::vision::{Observer, VisionStates};
 
 /// A sequence's part in a step.
@@ -42,6 +44,9 @@ pub(crate) struct TextModel {
     kv_dtype: DType,
     device: Device,
     path: Path,
+    /// Of texts and of images, for the portable path.
+    pools: Option<(Arc<PagePool>, Arc<PagePool>)>,
+    latest_lookup: LatestLookup,
 }
 
 #[derive(Debug)]
@@ -70,14 +75,6 @@ enum Attention {
     Cross { projections: Projections, index: usize, q_norm: RmsNorm, k_norm: RmsNorm, attn_gate: f64, mlp_gate: f64 },
 }
 
-/// Consecutive tokens of a sequence that see the same images.
-struct Run<'a> {
-    tokens: Range<usize>,
-    images: &'a [Arc<CrossKv>],
-    /// Sees nothing, and attends to everything instead (transformers).
-    unseeing: bool,
-}
-
 impl TextModel {
     pub(crate) fn load(
         loader: &Loader,
@@ -99,10 +96,14 @@ impl TextModel {
             *count += 1;
             progress(i + 1, c.num_hidden_layers);
         }
+        let pool = |layers| PagePool::new(layers, c.num_key_value_heads, c.head_dim, kv_dtype, loader.device);
+        let pools = loader.path.operations().map(|_| (pool(selves), pool(crosses)));
         Ok(Self {
             embedding,
             lm_head,
             layers,
+            pools,
+            latest_lookup: LatestLookup::default(),
             norm: loader.rms_norm("language_model.model.norm", c.hidden_size, c.rms_norm_eps)?,
             rope: Rope::new(c),
             config: c.clone(),
@@ -118,12 +119,23 @@ impl TextModel {
     pub(crate) fn cross_kv(&self, states: &VisionStates) -> Result<CrossKv> {
         let tokens = states.projected.dim(0)?;
         let shape = (tokens, self.config.num_key_value_heads, self.config.head_dim);
+        let paged = match &self.pools {
+            Some((_, pool)) => {
+                let pages = Pages::new(pool, tokens)?;
+                Some((pages.places(tokens)?, pool.layers(), pages))
+            }
+            None => None,
+        };
         let mut layers = Vec::with_capacity(self.config.cross_attention_layers.len());
         for layer in &self.layers {
-            if let Attention::Cross { projections, k_norm, .. } = &layer.attention {
+            if let Attention::Cross { projections, k_norm, index, .. } = &layer.attention {
                 let [k, v] = Linear::forward_each([&projections.k, &projections.v], &states.projected)?;
                 let (k, v) = (k_norm.forward(&k.reshape(shape)?)?, v.reshape(shape)?);
-                layers.push((k.to_dtype(self.kv_dtype)?, v.to_dtype(self.kv_dtype)?));
+                let (k, v) = (k.to_dtype(self.kv_dtype)?, v.to_dtype(self.kv_dtype)?);
+                match &paged {
+                    Some((places, there, pages)) => pages.write(&there[*index], places, &k, &v)?,
+                    None => layers.push((k, v)),
+                }
             }
         }
         let key_bias = if tokens > states.live_tokens {
@@ -133,12 +145,33 @@ impl TextModel {
         } else {
             None
         };
-        Ok(CrossKv { layers, live_tokens: states.live_tokens, key_bias })
+        let store = match paged {
+            Some((_, _, pages)) => CrossStore::Paged(pages),
+            None => CrossStore::Own(layers),
+        };
+        Ok(CrossKv { store, tokens, live_tokens: states.live_tokens, key_bias })
     }
 
     /// A store for a sequence of up to `capacity` tokens.
     pub(crate) fn self_kv(&self, capacity: usize) -> Result<SelfKv> {
-        SelfKv::new(&self.config, capacity, self.kv_dtype, &self.device)
+        match &self.pools {
+            Some((pool, _)) => SelfKv::paged(pool, capacity),
+            None => SelfKv::own(&self.config, capacity, self.kv_dtype, &self.device),
+        }
+    }
+
+    /// What finds keys and values in pages, on the portable path.
+    fn paging(&self) -> Option<Paging<'_>> {
+        let Path::Portable { operations, fixed_shapes } = self.path else { return None };
+        Some(Paging {
+            operations,
+            fixed_shapes,
+            dtype: self.dtype,
+            kv_dtype: self.kv_dtype,
+            kv_heads: self.config.num_key_value_heads,
+            head_dim: self.config.head_dim,
+            device: &self.device,
+        })
     }
 
     fn check(&self, ids: &[u32], sequences: &[Sequence]) -> Result<()> {
@@ -172,31 +205,53 @@ impl TextModel {
         mut observer: Option<Observer>,
     ) -> Result<Tensor> {
         self.check(ids, sequences)?;
-        let mut observe = |name: &str, x: &Tensor| {
+        let width = self.config.num_attention_heads * self.config.head_dim;
+        let filled = Filled::new(self.path, ids.len(), width, self.dtype, &self.device)?;
+        let mut observe = |name: &str, x: &Tensor| -> Result<()> {
             if let Some(observer) = observer.as_mut() {
-                observer(name, x);
+                observer(name, &filled.tokens_of(x)?);
             }
+            Ok(())
         };
-        let positions: Vec<u32> = sequences
+        let mut positions: Vec<u32> = sequences
             .iter()
             .flat_map(|s| (s.kv.len()..s.kv.len() + s.visible.len()).map(|position| position as u32))
             .collect();
+        // What fills a step up is computed like tokens, by every layer but in attention.
+        let mut ids = ids.to_vec();
+        positions.resize(filled.rows, 0);
+        ids.resize(filled.rows, 0);
         let (cos, sin) = self.rope.tables(&positions, self.dtype, &self.device)?;
-        let runs = self.runs(sequences);
-        let mut x = self.embedding.rows(ids)?;
-        observe("embed", &x);
+        let paging = self.paging();
+        let texts = match paging {
+            Some(paging) => {
+                let sequences: Vec<_> = sequences.iter().map(|s| (&*s.kv, s.visible.len())).collect();
+                Some(PagedTexts::new(&sequences, paging)?)
+            }
+            None => None,
+        };
+        let images = paging.map(|paging| (paging, &self.latest_lookup));
+        let cross = CrossStep::new(self.runs(sequences), &filled, images, &self.device)?;
+        let mut x = self.embedding.rows(&ids)?;
+        observe("embed", &x)?;
         for (i, layer) in self.layers.iter().enumerate() {
             x = match &layer.attention {
                 Attention::SelfAttention { projections, index } => {
-                    let attended = self.self_attention(layer, projections, *index, &x, sequences, &cos, &sin)?;
+                    let attended = match &texts {
+                        Some(texts) => {
+                            let (q, k, v) = self.projected(layer, projections, &x, &cos, &sin)?;
+                            texts.attend(*index, &q, &k, &v, &filled)?
+                        }
+                        None => self.self_attention(layer, projections, *index, &x, sequences, &cos, &sin)?,
+                    };
                     let x = projections.o.forward_residual(self.path, &attended, &x, 1.0)?;
                     layer.mlp(self.path, &x, 1.0)?
                 }
-                Attention::Cross { .. } => self.cross_layer(layer, x, &runs)?,
+                Attention::Cross { .. } => self.cross_layer(layer, x, &cross, &filled)?,
             };
-            observe(&format!("layer{i}"), &x);
+            observe(&format!("layer{i}"), &x)?;
         }
-        drop(runs);
+        drop(cross);
         for sequence in sequences {
             sequence.kv.advance(sequence.visible.len());
         }
@@ -204,11 +259,30 @@ impl TextModel {
         if observer.is_some() {
             let normed = self.norm.forward(&x)?;
             if let Some(observer) = observer.as_mut() {
-                observer("norm", &normed);
+                observer("norm", &filled.tokens_of(&normed)?);
             }
         }
         let [logits] = self.norm.then([&self.lm_head], &last)?;
         Ok(logits)
+    }
+
+    /// Queries, keys and values of the tokens.
+    fn projected(
+        &self,
+        layer: &Layer,
+        projections: &Projections,
+        x: &Tensor,
+        cos: &Tensor,
+        sin: &Tensor,
+    ) -> Result<(Tensor, Tensor, Tensor)> {
+        let (tokens, _) = x.dims2()?;
+        let c = &self.config;
+        let split = |x: Tensor, heads: usize| x.reshape((tokens, heads, c.head_dim));
+        let [q, k, v] = layer.input_layernorm.then([&projections.q, &projections.k, &projections.v], x)?;
+        let q = rotate(self.path, &split(q, c.num_attention_heads)?, cos, sin)?;
+        let k = rotate(self.path, &split(k, c.num_key_value_heads)?, cos, sin)?;
+        let v = split(v, c.num_key_value_heads)?;
+        Ok((q, k.to_dtype(self.kv_dtype)?, v.to_dtype(self.kv_dtype)?))
     }
 
     /// What the tokens see, `[tokens, heads * d]`.
@@ -223,14 +297,7 @@ impl TextModel {
         cos: &Tensor,
         sin: &Tensor,
     ) -> Result<Tensor> {
-        let (tokens, _) = x.dims2()?;
-        let c = &self.config;
-        let split = |x: Tensor, heads: usize| x.reshape((tokens, heads, c.head_dim));
-        let [q, k, v] = layer.input_layernorm.then([&projections.q, &projections.k, &projections.v], x)?;
-        let q = rotate(self.path, &split(q, c.num_attention_heads)?, cos, sin)?;
-        let k = rotate(self.path, &split(k, c.num_key_value_heads)?, cos, sin)?;
-        let v = split(v, c.num_key_value_heads)?;
-        let (k, v) = (k.to_dtype(self.kv_dtype)?, v.to_dtype(self.kv_dtype)?);
+        let (q, k, v) = self.projected(layer, projections, x, cos, sin)?;
         let mut start = 0;
         let mut texts = Vec::with_capacity(sequences.len());
         for sequence in sequences {
@@ -239,7 +306,7 @@ impl TextModel {
             texts.push(TextTokens { len, keys, values });
             start += len;
         }
-        Ok(self.path.causal(&q, &texts)?.reshape((tokens, ()))?)
+        Ok(causal_by_kernels(&q, &texts)?.flatten_from(1)?)
     }
 
     /// Which tokens see what, in order; tokens that a cross-attention layer leaves as they are don't appear.
@@ -265,70 +332,26 @@ impl TextModel {
     }
 
     /// A cross-attention layer. Tokens of sequences without an image skip it whole.
-    fn cross_layer(&self, layer: &Layer, x: Tensor, runs: &[Run]) -> Result<Tensor> {
+    fn cross_layer(&self, layer: &Layer, x: Tensor, step: &CrossStep, filled: &Filled) -> Result<Tensor> {
         let Attention::Cross { projections, index, q_norm, attn_gate, mlp_gate, .. } = &layer.attention else {
             return Ok(x);
         };
-        if runs.is_empty() {
+        if step.is_empty() {
             return Ok(x);
         }
         let c = &self.config;
-        let attending: Vec<u32> = runs.iter().flat_map(|run| run.tokens.clone()).map(|t| t as u32).collect();
-        let rows = select(&x, &attending)?;
+        let rows = step.attending.of(&x)?;
         let [q] = layer.input_layernorm.then([&projections.q], &rows)?;
-        let q = q_norm.forward(&q.reshape((attending.len(), c.num_attention_heads, c.head_dim))?)?;
-        let seen = runs.iter().map(|run| run.seen(*index, &self.device)).collect::<Result<Vec<_>>>()?;
-        let attended = self.path.cross(&q, &seen)?.reshape((attending.len(), ()))?;
+        let q = q_norm.forward(&q.reshape((step.attending.count, c.num_attention_heads, c.head_dim))?)?;
+        let attended = step.attend(*index, &q, filled)?;
         let rows = projections.o.forward_residual(self.path, &attended, &rows, *attn_gate)?;
-        let x = replace(&x, &attending, &rows)?;
-
-        let seeing: Vec<u32> =
-            runs.iter().filter(|run| !run.unseeing).flat_map(|run| run.tokens.clone()).map(|t| t as u32).collect();
-        if seeing.is_empty() {
+        let x = step.attending.replaced(&x, &rows)?;
+        if step.seeing.count == 0 {
             return Ok(x);
         }
-        let rows = select(&x, &seeing)?;
-        replace(&x, &seeing, &layer.mlp(self.path, &rows, *mlp_gate)?)
+        let rows = step.seeing.of(&x)?;
+        step.seeing.replaced(&x, &layer.mlp(self.path, &rows, *mlp_gate)?)
     }
-}
-
-impl Run<'_> {
-    /// What the run's tokens see in a layer.
-    fn seen(&self, layer: usize, device: &Device) -> Result<SeenImages> {
-        let queries = self.tokens.len();
-        if !self.unseeing {
-            let images = self.images.iter().map(|image| image.live(layer)).collect::<Result<_>>()?;
-            return Ok(SeenImages { queries, images, key_bias: None });
-        }
-        let biases = self
-            .images
-            .iter()
-            .map(|image| match &image.key_bias {
-                Some(bias) => Ok(bias.clone()),
-                None => Tensor::zeros(image.live_tokens, DType::F32, device),
-            })
-            .collect::<candle_core::Result<Vec<_>>>()?;
-        let images = self.images.iter().map(|image| image.layers[layer].clone()).collect();
-        Ok(SeenImages { queries, images, key_bias: Some(Tensor::cat(&biases, 0)?) })
-    }
-}
-
-/// The given rows; all of them come without a copy.
-fn select(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
-    if rows.len() == x.dim(0)? { Ok(x.clone()) } else { Ok(x.index_select(&Tensor::new(rows, x.device())?, 0)?) }
-}
-
-/// `x` with the given ascending rows replaced.
-fn replace(x: &Tensor, rows: &[u32], by: &Tensor) -> Result<Tensor> {
-    let total = x.dim(0)?;
-    if rows.len() == total {
-        return Ok(by.clone());
-    }
-    let mut index: Vec<u32> = (0..total as u32).collect();
-    for (i, &row) in rows.iter().enumerate() {
-        index[row as usize] = (total + i) as u32;
-    }
-    Ok(Tensor::cat(&[x, by], 0)?.index_select(&Tensor::new(index, x.device())?, 0)?)
 }
 
 impl Layer {

@@ -20,6 +20,8 @@
 //!
 //! Everything after the first part is padding: padding doesn't attend to padding, all else attends to everything.
 
+use std::cell::OnceCell;
+
 use candle_core::{DType, Device, Tensor};
 use vgen_core::PixelTiles;
 
@@ -461,7 +463,13 @@ impl BatchedAttention {
         let mut images = Vec::with_capacity(layouts.len());
         for layout in layouts {
             let tokens = layout.tokens(stack);
-            images.push(ImageTokens { start, tokens, live: layout.live_tokens(), key_bias: layout.key_bias(stack) });
+            images.push(ImageTokens {
+                start,
+                tokens,
+                live: layout.live_tokens(),
+                key_bias: layout.key_bias(stack),
+                key_bias_there: OnceCell::new(),
+            });
             start += tokens;
         }
         Self { images, path }

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use serde_json::Value;
 use vgen_core::{Backend, Constraint, Fault, FaultClass, Message, Reply, Request, SamplingParams, image_spans};
 use vgen_mllama::hub::HubProgress;
@@ -13,11 +13,12 @@ use vgen_mllama::{Checkpoint, Config, LoadOptions, Model, Stored, hub};
 use vgen_task::prepare::{ModelFiles, Preprocessor};
 
 use super::engine::Engine;
+use super::queue::{JobQueue, Producer};
 use super::row::{Job, given_up, given_up_fault};
 use super::stats::{EngineStats, add};
 use super::{
     ConstraintCompiler, ConstraintState, GenerationDefaults, LoadEvent, LocalOptions, MemoryPlan, ModelSource,
-    Precision, ResolvedSampling, Vocabulary,
+    OpenDevice, Precision, ResolvedSampling, Vocabulary,
 };
 
 /// New tokens of an answer if neither the request nor the model says (distilabel's default).
@@ -25,8 +26,8 @@ pub const DEFAULT_MAX_NEW_TOKENS: u32 = 128;
 
 /// Llama-3.2-Vision in this process.
 ///
-/// Requests are prepared (images fetched, decoded and tiled, text tokenised) on threads of their own, ahead of the one
-/// thread that owns the model.
+/// Requests are prepared (images fetched, decoded and tiled, text tokenised) on threads of their own, ahead of the
+/// engines: one thread for each device, which owns the model there.
 #[derive(Debug)]
 pub struct LocalBackend {
     model_name: String,
@@ -66,7 +67,8 @@ impl LocalBackend {
     pub fn load(options: LocalOptions, progress: impl Fn(LoadEvent) + Send + Sync + 'static) -> Result<Self, Fault> {
         let start = Instant::now();
         let progress = Arc::new(progress);
-        let device = options.device.open()?;
+        let choices = options.all_devices();
+        let devices = choices.iter().map(|choice| choice.open()).collect::<Result<Vec<_>, _>>()?;
         let checkpoint = match &options.model {
             ModelSource::Named(name) if Path::new(name).is_file() => Checkpoint::gguf(name)?,
             ModelSource::Named(name) => {
@@ -80,59 +82,108 @@ impl LocalBackend {
             }
             ModelSource::Embedded { files, .. } => Checkpoint::memory(files.iter().copied()),
         };
-        let config = Config::from_json(&checkpoint.require("config.json")?)?;
-        let header = checkpoint.weights()?;
-        let stored = |name: &str| header.stored(name).unwrap_or(Stored::F32);
-        let free = if device.is_cpu() { super::free_memory() } else { None };
-        let precision = Precision::choose(&options, &device, &config, &stored, free)?;
-        let plan = MemoryPlan::new(&config, &precision, &options);
-        progress(LoadEvent::Plan { plan: plan.clone(), free });
-        plan.check(free)?;
+        let plans = Planned::each(&checkpoint, &options, &devices, &|plan, free| {
+            progress(LoadEvent::Plan { plan: plan.clone(), free });
+        })?;
         let shared = Arc::new(Shared::new(&checkpoint, &options)?);
         if let Some(threads) = options.threads {
             // An error means that the pool runs already: its size stands, the limit below still holds.
             let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build_global();
             vgen_kernels::threads::set_limit(threads.max(1));
         }
-        let dtype = precision.to_string();
-        let load = LoadOptions {
-            device: device.clone(),
-            dtype: precision.activations,
-            weights: precision.weights,
-            in_place: precision.in_place,
-            kv_dtype: precision.kv,
-            reference: options.reference,
-            portable: options.portable,
-        };
-        let layers = |done, total| progress(LoadEvent::Layers { done, total });
-        let model = Model::load(&checkpoint, &load, &layers)?;
+        let dtype = plans.first().map(|planned| planned.precision.to_string()).unwrap_or_default();
+        let batch_size: usize = plans.iter().map(|planned| planned.options.batch_size.max(1)).sum();
+        let stats = Arc::new(EngineStats::default());
+        // The pipeline's window bounds requests; this bounds decoded images.
+        let queue = JobQueue::new(batch_size.max(2));
+        // Before any engine looks for rows: without a producer the queue is closed.
+        let producers: Vec<Producer> = (0..options.prepare_threads.max(1)).map(|_| queue.producer()).collect();
+        let mut threads = Vec::with_capacity(plans.len() + producers.len());
+        for (number, (planned, open)) in plans.into_iter().zip(&devices).enumerate() {
+            let Planned { options, precision, plan } = planned;
+            let load = LoadOptions {
+                device: open.device.clone(),
+                dtype: precision.activations,
+                weights: precision.weights,
+                in_place: precision.in_place,
+                kv_dtype: precision.kv,
+                reference: options.reference,
+                portable: options.portable,
+                fixed_shapes: options.fixed_shapes,
+            };
+            let layers = |done, total| progress(LoadEvent::Layers { done, total });
+            let model = Model::load(&checkpoint, &load, &layers)?;
+            let vocabulary = Arc::clone(&shared.vocabulary);
+            let engine = Engine::new(model, vocabulary, queue.consumer(number), &options, plan, Arc::clone(&stats));
+            threads.push(spawn("vgen-engine", move || engine.run())?);
+        }
         progress(LoadEvent::Ready {
-            device: format!("{:?}", device.location()).to_lowercase(),
+            device: devices.iter().map(|device| device.description.as_str()).collect::<Vec<_>>().join(", "),
             dtype,
             seconds: start.elapsed().as_secs_f64(),
         });
 
-        let stats = Arc::new(EngineStats::default());
         let model_name = options.model.name().to_owned();
         let (requests, incoming) = unbounded::<Submitted>();
-        // The pipeline's window bounds requests; this bounds decoded images.
-        let (jobs, ready) = bounded::<Job>(options.batch_size.max(2));
-        let vocabulary = Arc::clone(&shared.vocabulary);
-        let engine = Engine::new(model, vocabulary, ready, &options, device.is_cpu(), plan, Arc::clone(&stats));
-        let mut threads = Vec::with_capacity(options.prepare_threads + 1);
-        threads.push(spawn("vgen-engine", move || engine.run())?);
-        for _ in 0..options.prepare_threads.max(1) {
-            let (shared, incoming, jobs) = (Arc::clone(&shared), incoming.clone(), jobs.clone());
+        for jobs in producers {
+            let (shared, incoming) = (Arc::clone(&shared), incoming.clone());
             let stats = Arc::clone(&stats);
             threads.push(spawn("vgen-prepare", move || shared.prepare_all(&incoming, &jobs, &stats))?);
         }
-        let window = 2 * options.batch_size.max(1) + options.prepare_threads;
+        let window = 2 * batch_size + options.prepare_threads;
         Ok(Self { model_name, requests: Some(requests), threads, shared, window, stats })
     }
 
     /// What the engine did and where its time went.
     pub fn stats(&self) -> &EngineStats {
         &self.stats
+    }
+}
+
+/// What an engine will be like.
+struct Planned {
+    options: LocalOptions,
+    precision: Precision,
+    plan: MemoryPlan,
+}
+
+impl Planned {
+    /// For each device; those that are the same share its memory. `say` hears of the first plan.
+    fn each(
+        checkpoint: &Checkpoint,
+        options: &LocalOptions,
+        devices: &[OpenDevice],
+        say: &dyn Fn(&MemoryPlan, Option<u64>),
+    ) -> Result<Vec<Self>, Fault> {
+        let config = Config::from_json(&checkpoint.require("config.json")?)?;
+        let header = checkpoint.weights()?;
+        let stored = |name: &str| header.stored(name).unwrap_or(Stored::F32);
+        let mut all = Vec::with_capacity(devices.len());
+        for (number, device) in devices.iter().enumerate() {
+            let same = devices.iter().filter(|other| other.device.same_device(&device.device)).count() as u64;
+            let free = device.free_memory().map(|free| free / same);
+            let mut options = options.clone();
+            options.memory = options.memory.map(|memory| memory / same);
+            if !device.device.is_cpu() {
+                // What a driver and a library keep for themselves is not known beforehand.
+                let usable = free.map(|free| free - free / 20);
+                options.memory = options.memory.into_iter().chain(usable).min();
+            }
+            let precision = Precision::choose(&options, device, &config, &stored, free)?;
+            if options.fill_device
+                && !device.device.is_cpu()
+                && let Some(memory) = options.memory
+            {
+                options.batch_size = MemoryPlan::batch_in(&config, &precision, &options, memory);
+            }
+            let plan = MemoryPlan::new(&config, &precision, &options);
+            if number == 0 {
+                say(&plan, free);
+            }
+            plan.check(free)?;
+            all.push(Self { options, precision, plan });
+        }
+        Ok(all)
     }
 }
 
@@ -313,7 +364,7 @@ impl Shared {
     }
 
     /// Body of a preparation thread: runs until the queue is closed.
-    fn prepare_all(&self, incoming: &Receiver<Submitted>, jobs: &Sender<Job>, stats: &EngineStats) {
+    fn prepare_all(&self, incoming: &Receiver<Submitted>, jobs: &Producer, stats: &EngineStats) {
         for Submitted { request, reply, at } in incoming {
             if let Some(reason) = given_up(&request.cancel, request.deadline) {
                 reply.done(Err(given_up_fault(request.row, reason)));
@@ -338,9 +389,7 @@ impl Shared {
                         prepare: prepare.as_secs_f64(),
                         reply,
                     };
-                    if let Err(lost) = jobs.send(job) {
-                        lost.0.reply.done(Err(Fault::stop("backend.lost", "the engine is gone")));
-                    }
+                    jobs.push(job);
                 }
                 Err(fault) => reply.done(Err(fault)),
             }

@@ -11,13 +11,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, TryRecvError};
 use vgen_core::{Fault, PixelTiles};
-use vgen_mllama::{Model, SelfKv, Sequence};
+use vgen_mllama::{Highest, Model, SelfKv, Sequence, Tensor};
 
 use super::image_cache::ImageCache;
-use super::plan::IMAGES_TOGETHER;
-use super::row::{ActiveRow, Job, Sample, Tools, given_up_fault};
+use super::plan::{FIXED_PIECE, IMAGES_TOGETHER};
+use super::queue::{Consumer, Taken};
+use super::row::{ActiveRow, Job, Next, Sample, Tools, given_up_fault};
 use super::stats::{EngineStats, add};
 use super::{Candidates, LocalOptions, MemoryPlan, Vocabulary};
 
@@ -25,7 +25,7 @@ use super::{Candidates, LocalOptions, MemoryPlan, Vocabulary};
 pub(crate) struct Engine {
     pub(crate) model: Model,
     pub(crate) model_name: String,
-    pub(crate) jobs: Receiver<Job>,
+    pub(crate) jobs: Consumer,
     pub(crate) batch_size: usize,
     pub(crate) step_tokens: usize,
     pub(crate) stats: Arc<EngineStats>,
@@ -37,9 +37,9 @@ pub(crate) struct Engine {
     pub(crate) prefix: Option<(Vec<u32>, SelfKv)>,
     /// Whether tokens before an image are the same whatever the image, to the last bit.
     pub(crate) prefix_is_image_free: bool,
-    /// Whether each row is computed by itself: candle's matrix product on the CPU sums in another order for another
-    /// number of rows, which the kernels don't.
-    one_by_one: bool,
+    /// Whether shapes must depend on each row alone: the libraries that compute for the portable path sum in another
+    /// order for another shape, which the kernels don't.
+    fixed_shapes: bool,
     plan: MemoryPlan,
     closed: bool,
 }
@@ -54,13 +54,12 @@ impl Engine {
     pub(crate) fn new(
         model: Model,
         vocabulary: Arc<Vocabulary>,
-        jobs: Receiver<Job>,
+        jobs: Consumer,
         options: &LocalOptions,
-        on_cpu: bool,
         plan: MemoryPlan,
         stats: Arc<EngineStats>,
     ) -> Self {
-        let one_by_one = options.portable && on_cpu;
+        let fixed_shapes = options.fixed_shapes && model.is_portable();
         Self {
             model,
             model_name: options.model.name().to_owned(),
@@ -74,8 +73,8 @@ impl Engine {
             active: Vec::new(),
             prefix: None,
             // A prompt whose beginning is known has fewer tokens to compute.
-            prefix_is_image_free: options.reference == vgen_mllama::Reference::Meta && !one_by_one,
-            one_by_one,
+            prefix_is_image_free: options.reference == vgen_mllama::Reference::Meta && !fixed_shapes,
+            fixed_shapes,
             plan,
             closed: false,
         }
@@ -100,11 +99,9 @@ impl Engine {
 
     /// A step of all rows together. If it fails, one of each row by itself, so that only those fail that are the cause.
     fn work(&mut self) {
-        if !self.one_by_one {
-            let Err(fault) = self.step(0..self.active.len()) else { return };
-            if let [row] = self.active.as_mut_slice() {
-                return row.fail(&fault);
-            }
+        let Err(fault) = self.step(0..self.active.len()) else { return };
+        if let [row] = self.active.as_mut_slice() {
+            return row.fail(&fault);
         }
         for at in 0..self.active.len() {
             if self.active[at].is_done() {
@@ -120,18 +117,18 @@ impl Engine {
     fn receive(&mut self) {
         if self.active.is_empty() && self.waiting.is_empty() && !self.closed {
             let start = Instant::now();
-            match self.jobs.recv() {
-                Ok(job) => self.waiting.push_back(job),
-                Err(_) => self.closed = true,
+            match self.jobs.take(true) {
+                Taken::Job(job) => self.waiting.push_back(*job),
+                Taken::Nothing | Taken::Closed => self.closed = true,
             }
             add(&self.stats.wait, start.elapsed().as_nanos() as u64);
         }
         // Not more than soon needed: the queue's bound holds back those who prepare images.
         while !self.closed && self.waiting.len() < self.batch_size {
-            match self.jobs.try_recv() {
-                Ok(job) => self.waiting.push_back(job),
-                Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => self.closed = true,
+            match self.jobs.take(false) {
+                Taken::Job(job) => self.waiting.push_back(*job),
+                Taken::Nothing => break,
+                Taken::Closed => self.closed = true,
             }
         }
     }
@@ -237,7 +234,7 @@ impl Engine {
             return;
         }
         let start = Instant::now();
-        for together in new.chunks(if self.one_by_one { 1 } else { IMAGES_TOGETHER }) {
+        for together in new.chunks(if self.fixed_shapes { 1 } else { IMAGES_TOGETHER }) {
             let model = &self.model;
             let encoded: Vec<_> = match guarded(|| model.encode(together)) {
                 Ok(encoded) => together.iter().zip(encoded).collect(),
@@ -312,7 +309,11 @@ impl Engine {
             }
         }
         let answers: usize = decoding.iter().map(|(_, samples)| samples.len()).sum();
-        let mut budget = if self.one_by_one { usize::MAX } else { self.step_tokens.saturating_sub(answers) };
+        let mut budget = self.step_tokens.saturating_sub(answers);
+        if self.fixed_shapes {
+            // Pieces are whole, so one must always fit.
+            budget = budget.max(1);
+        }
         // Moved out for the step, since a sequence borrows the row as well.
         let mut prompts: Vec<(usize, SelfKv)> = Vec::new();
         for (at, row) in self.active.iter_mut().enumerate().take(rows.end).skip(rows.start) {
@@ -332,8 +333,11 @@ impl Engine {
             prompts.into_iter().for_each(|(at, kv)| self.active[at].prefill = Some(kv));
             return Err(error.into());
         }
+        // For each of the wanted tokens, whether the highest logit is all that is asked for.
+        let mut highest = Vec::new();
         for (at, samples) in &mut decoding {
             let row = &self.active[*at];
+            highest.extend(samples.iter().map(Sample::takes_highest));
             for sample in samples {
                 wanted.push(ids.len() as u32);
                 ids.push(sample.next);
@@ -343,16 +347,18 @@ impl Engine {
         }
         for (at, kv) in &mut prompts {
             let job = &self.active[*at].job;
-            let len = budget.min(job.prompt.ids.len() - kv.len());
+            let most = if self.fixed_shapes && budget > 0 { FIXED_PIECE } else { budget };
+            let len = most.min(job.prompt.ids.len() - kv.len());
             let part = kv.len()..kv.len() + len;
             if len == 0 {
                 continue;
             }
-            budget -= len;
+            budget = budget.saturating_sub(len);
             reading = true;
             ids.extend_from_slice(&job.prompt.ids[part.clone()]);
             if part.end == job.prompt.ids.len() {
                 wanted.push(ids.len() as u32 - 1);
+                highest.push(self.active[*at].starts_with_highest());
                 finishing.push(*at);
             }
             let images = &self.active[*at].images;
@@ -361,19 +367,21 @@ impl Engine {
 
         let start = Instant::now();
         let model = &self.model;
-        let logits = guarded(|| Ok(model.forward(&ids, &mut sequences, &wanted)?.to_vec2::<f32>()?));
+        let copies = model.counters().copies_to_host();
+        let next = guarded(|| next_tokens(model, &model.forward(&ids, &mut sequences, &wanted)?, &highest));
         drop(sequences);
         let spent = start.elapsed().as_nanos() as u64;
         add(if reading { &self.stats.prefill } else { &self.stats.decode }, spent);
         add(&self.stats.steps, 1);
         add(&self.stats.decode_steps, u64::from(!reading));
+        add(&self.stats.copies_to_host, self.model.counters().copies_to_host() - copies);
         add(&self.stats.prompt_tokens, (ids.len() - answers) as u64);
         for (at, kv) in prompts {
             self.keep_prefix(at, &kv);
             self.active[at].prefill = Some(kv);
         }
-        let logits = match logits {
-            Ok(logits) => logits,
+        let next = match next {
+            Ok(next) => next,
             Err(error) => {
                 decoding.into_iter().for_each(|(at, samples)| self.active[at].samples = samples);
                 return Err(error);
@@ -381,18 +389,18 @@ impl Engine {
         };
 
         let start = Instant::now();
-        let mut rows = logits.iter();
+        let mut rows = next.iter();
         for (at, samples) in decoding {
-            for (sample, logits) in samples.into_iter().zip(rows.by_ref()) {
-                self.active[at].step(sample, logits, &mut self.tools);
+            for (sample, next) in samples.into_iter().zip(rows.by_ref()) {
+                self.active[at].step(sample, next, &mut self.tools);
             }
         }
-        for (at, logits) in finishing.into_iter().zip(rows) {
+        for (at, next) in finishing.into_iter().zip(rows) {
             let row = &mut self.active[at];
             let room = longest.saturating_sub(row.job.prompt.ids.len()) as u32;
-            row.start_samples(logits, room, &mut self.tools);
+            row.start_samples(next, room, &mut self.tools);
         }
-        add(&self.stats.generated_tokens, logits.len() as u64);
+        add(&self.stats.generated_tokens, next.len() as u64);
         add(&self.stats.sample, start.elapsed().as_nanos() as u64);
         Ok(())
     }
@@ -413,6 +421,29 @@ impl Engine {
             self.prefix = Some((ids.to_vec(), copy));
         }
     }
+}
+
+/// What is needed of each row's logits. Where they are on a device, rows of which only the highest is wanted don't
+/// leave it.
+fn next_tokens(model: &Model, logits: &Tensor, highest: &[bool]) -> vgen_mllama::Result<Vec<Next>> {
+    let all: Vec<u32> = (0..highest.len() as u32).collect();
+    if !model.is_portable() || !highest.contains(&true) {
+        return Ok(model.logits(logits, &all)?.into_iter().map(Next::Logits).collect());
+    }
+    let mut next: Vec<Option<Next>> = model
+        .highest(logits)?
+        .into_iter()
+        .zip(highest)
+        .map(|(found, &enough)| match found {
+            Highest::Token(token) if enough => Some(Next::Token(token)),
+            _ => None,
+        })
+        .collect();
+    let missing: Vec<u32> = all.into_iter().filter(|&row| next[row as usize].is_none()).collect();
+    for (row, logits) in missing.iter().zip(model.logits(logits, &missing)?) {
+        next[*row as usize] = Some(Next::Logits(logits));
+    }
+    Ok(next.into_iter().flatten().collect())
 }
 
 /// A call of the network, with a panic as an error: it must not end the run.

@@ -7,7 +7,7 @@ use vgen_core::Fault;
 use vgen_mllama::{Checkpoint, Config, Weights, hub};
 use vgen_task::image::MllamaImageProcessor;
 
-use super::{LocalOptions, MemoryPlan, ModelSource, Precision, Work, free_memory};
+use super::{LocalOptions, MemoryPlan, ModelSource, Precision, Work};
 
 /// What `config.json` and headers tell.
 #[derive(Clone, Debug)]
@@ -22,7 +22,7 @@ pub struct Inspected {
     pub device: String,
     /// The types of the computation, in words.
     pub dtype: String,
-    /// Bytes that are free now, where that is known (on the CPU of a Linux system).
+    /// Bytes that are free now, where that is known.
     pub free: Option<u64>,
     /// The arithmetic that it takes.
     pub work: Work,
@@ -33,7 +33,7 @@ pub struct Inspected {
 /// # Errors
 /// A stop fault if there is no such model, it is of an unsupported kind, or there is no such device.
 pub fn inspect(options: &LocalOptions) -> Result<Inspected, Fault> {
-    let device = options.device.open()?;
+    let device = options.all_devices()[0].open()?;
     let (config_json, weights) = match &options.model {
         ModelSource::Named(name) if Path::new(name).is_file() => of(&Checkpoint::gguf(name)?)?,
         ModelSource::Named(name) if Path::new(name).is_dir() => of(&Checkpoint::folder(name))?,
@@ -46,7 +46,7 @@ pub fn inspect(options: &LocalOptions) -> Result<Inspected, Fault> {
         Some(_) => Some(MllamaImageProcessor::from_json("{}", &config_json)?),
         None => None,
     };
-    let free = if device.is_cpu() { free_memory() } else { None };
+    let free = device.free_memory();
     let stored = |name: &str| weights.as_ref().and_then(|weights| weights.stored(name)).unwrap_or(config.stored);
     let precision = Precision::choose(options, &device, &config, &stored, free)?;
     Ok(Inspected {
@@ -54,7 +54,7 @@ pub fn inspect(options: &LocalOptions) -> Result<Inspected, Fault> {
         work: Work::new(&config, &precision, &stored),
         config,
         processor,
-        device: format!("{:?}", device.location()).to_lowercase(),
+        device: device.description,
         dtype: precision.to_string(),
         free,
     })

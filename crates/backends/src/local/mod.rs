@@ -6,14 +6,19 @@
 mod backend;
 mod constrain;
 mod detokenize;
+pub mod devices;
 mod engine;
 mod free_memory;
 mod image_cache;
 mod inspect;
 mod options;
+mod performance;
+#[doc = include_str!("../../docs/performance-model.md")]
+pub mod performance_model {}
 mod plan;
 mod precision;
 pub mod processors;
+mod queue;
 mod random;
 mod row;
 mod sampler;
@@ -29,9 +34,13 @@ mod work;
 pub use backend::{DEFAULT_MAX_NEW_TOKENS, Frontend, LocalBackend};
 pub use constrain::{ConstraintCompiler, ConstraintError, ConstraintState};
 pub use detokenize::Detokenizer;
+pub use devices::{DeviceChoice, OpenDevice};
 pub use free_memory::free_memory;
 pub use inspect::{Inspected, inspect};
-pub use options::{DeviceChoice, LoadEvent, LocalOptions, ModelSource};
+pub use options::{LoadEvent, LocalOptions, ModelSource};
+pub use performance::{
+    Achieved, Cost, DEVICE_MODELS, DeviceModel, PeerCost, Prediction, RowCost, StepLaunches, Workload,
+};
 pub use plan::{Bytes, MemoryPlan};
 pub use precision::{DTypeChoice, KvDTypeChoice, Precision};
 pub use random::RandomStream;

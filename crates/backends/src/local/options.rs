@@ -1,14 +1,10 @@
 //! What to load and how to run it.
 
-use std::fmt;
-use std::str::FromStr;
-
-use vgen_core::Fault;
 use vgen_mllama::hub::{HubEvent, HubOptions};
-use vgen_mllama::{Device, Reference, WeightOverride};
+use vgen_mllama::{Reference, WeightOverride};
 use vgen_task::prepare::PrepareOptions;
 
-use super::{DTypeChoice, KvDTypeChoice, MemoryPlan};
+use super::{DTypeChoice, DeviceChoice, KvDTypeChoice, MemoryPlan};
 
 /// Which model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,78 +30,6 @@ impl ModelSource {
     }
 }
 
-/// Where to compute.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// The best device that this build has and that works.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// An NVIDIA GPU by number.
-    Cuda(usize),
-    /// An Apple GPU.
-    Metal,
-}
-
-impl DeviceChoice {
-    /// Opens the device.
-    ///
-    /// # Errors
-    /// A stop fault if this build or machine doesn't have it.
-    pub fn open(self) -> Result<Device, Fault> {
-        let unavailable = |what: &str, error: &dyn fmt::Display| {
-            Fault::stop("device.unavailable", format!("{what} can't be used: {error}"))
-                .with_hint("use --device cpu, or a build with the device's feature on a machine that has one")
-        };
-        match self {
-            Self::Auto => {
-                if candle_core::utils::cuda_is_available()
-                    && let Ok(device) = Device::new_cuda(0)
-                {
-                    return Ok(device);
-                }
-                if candle_core::utils::metal_is_available()
-                    && let Ok(device) = Device::new_metal(0)
-                {
-                    return Ok(device);
-                }
-                Ok(Device::Cpu)
-            }
-            Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(number) => {
-                Device::new_cuda(number).map_err(|e| unavailable(&format!("CUDA device {number}"), &e))
-            }
-            Self::Metal => Device::new_metal(0).map_err(|e| unavailable("the Metal device", &e)),
-        }
-    }
-}
-
-impl FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':').unwrap_or((text, "0")) {
-            ("auto", "0") => Ok(Self::Auto),
-            ("cpu", "0") => Ok(Self::Cpu),
-            ("metal", "0") => Ok(Self::Metal),
-            ("cuda", number) if number.parse::<usize>().is_ok() => Ok(Self::Cuda(number.parse().unwrap_or(0))),
-            _ => Err(format!("{text:?} is no device: auto, cpu, cuda, cuda:1 and metal are")),
-        }
-    }
-}
-
-impl fmt::Display for DeviceChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(number) => write!(f, "cuda:{number}"),
-            Self::Metal => f.write_str("metal"),
-        }
-    }
-}
-
 /// How to load a model and run its engine.
 #[derive(Clone, Debug)]
 pub struct LocalOptions {
@@ -115,6 +39,8 @@ pub struct LocalOptions {
     pub hub: HubOptions,
     /// Where to compute.
     pub device: DeviceChoice,
+    /// Several devices, each with an engine of its own; none means the one above.
+    pub devices: Vec<DeviceChoice>,
     /// Type of weights and activations.
     pub dtype: DTypeChoice,
     /// Types of single tensors' weights on the CPU.
@@ -125,8 +51,13 @@ pub struct LocalOptions {
     pub reference: Reference,
     /// Use only operations that every device has, also where there are kernels for the CPU.
     pub portable: bool,
-    /// Most answers in the making at a time.
+    /// With these operations, let no row's numbers depend on its neighbours, by giving every product of the text layers
+    /// the same shape. See [`super::devices`] for what is promised.
+    pub fixed_shapes: bool,
+    /// Most answers in the making at a time, of each engine.
     pub batch_size: usize,
+    /// On a GPU, as many answers as its free memory has room for instead.
+    pub fill_device: bool,
     /// Most tokens in a step, the new tokens of running answers included.
     pub step_tokens: usize,
     /// Threads for computing; `None` uses all cores.
@@ -135,25 +66,34 @@ pub struct LocalOptions {
     pub prepare_threads: usize,
     /// Most bytes of keys and values of images that are kept for later rows.
     pub image_cache_bytes: u64,
-    /// Most bytes for weights, workspace, kept images and rows; `None` leaves it to the batch size.
+    /// Most bytes for weights, workspace, kept images and rows, of each device; `None` leaves it to the batch size, on a
+    /// GPU to its free memory.
     pub memory: Option<u64>,
     /// How messages become prompts.
     pub prepare: PrepareOptions,
 }
 
 impl LocalOptions {
+    /// Every engine's device.
+    pub fn all_devices(&self) -> Vec<DeviceChoice> {
+        if self.devices.is_empty() { vec![self.device] } else { self.devices.clone() }
+    }
+
     /// The defaults for a model.
     pub fn new(model: ModelSource) -> Self {
         Self {
             model,
             hub: HubOptions::default(),
             device: DeviceChoice::default(),
+            devices: Vec::new(),
             dtype: DTypeChoice::default(),
             weight_overrides: Vec::new(),
             kv_dtype: KvDTypeChoice::default(),
             reference: Reference::default(),
             portable: false,
+            fixed_shapes: true,
             batch_size: 8,
+            fill_device: false,
             step_tokens: 512,
             threads: None,
             prepare_threads: 2,

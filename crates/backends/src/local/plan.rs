@@ -11,6 +11,17 @@ use super::{LocalOptions, Precision};
 /// Images that go through the vision tower together.
 pub(crate) const IMAGES_TOGETHER: usize = 2;
 
+/// Tokens of a prompt that are read at a time where shapes must depend on the prompt alone.
+pub(crate) const FIXED_PIECE: usize = 256;
+
+/// Queries whose scores are held at a time, and keys that are gathered at a time, by the operations that every device
+/// has.
+const QUERY_BLOCK: u64 = 256;
+const GATHERED: u64 = 1 << 18;
+
+/// Batch sizes to choose from for a GPU.
+const BATCHES: [usize; 14] = [256, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 4, 2, 1];
+
 /// What a model and its rows take, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MemoryPlan {
@@ -46,13 +57,27 @@ impl MemoryPlan {
         let per_vision_token = vision.map_or(0, |v| 8 * v.hidden_size + 2 * v.intermediate_size + 2 * v.output_size());
         let vision_tokens = vision.map_or(0, |v| (v.max_num_tiles * (v.patches() + 1) * IMAGES_TOGETHER) as u64);
         let patches = vision.map_or(0, |v| v.patches() as u64);
+        let max_tiles = vision.map_or(0, |v| v.max_num_tiles as u64);
+        let (mut tokens, mut vision_scores, mut text_attention) = (tokens, 0, 0);
+        if precision.portable {
+            tokens += FIXED_PIECE as u64;
+            // Scores, with something added, as weights, and in the half type.
+            let scores = |heads: usize, keys: u64| heads as u64 * QUERY_BLOCK * keys * (3 * 4 + 2);
+            vision_scores = vision.map_or(0, |v| scores(v.attention_heads, vision_tokens / IMAGES_TOGETHER as u64));
+            let keys = (max_tiles * patches).max(USUAL_TOKENS);
+            let gathered = (options.batch_size as u64 * keys).min(GATHERED.max(keys));
+            let heads = text.num_attention_heads as u64 * (3 * 4 + 2);
+            let lookup = gathered * (2 * (text.num_key_value_heads * text.head_dim) as u64 * size + heads);
+            text_attention = scores(text.num_attention_heads, keys).max(lookup);
+        }
         Self {
             weights: precision.weight_bytes,
             kv_per_token: SelfKv::bytes_per_token(text, precision.kv),
             cross_kv_per_tile: patches * CrossKv::bytes_per_token(text, precision.kv),
-            max_tiles: vision.map_or(0, |v| v.max_num_tiles as u64),
-            vision_workspace: vision_tokens * per_vision_token as u64 * size,
+            max_tiles,
+            vision_workspace: vision_tokens * per_vision_token as u64 * size + vision_scores,
             text_workspace: tokens * per_text_token as u64 * size
+                + text_attention
                 + (options.batch_size * text.vocab_size * size_of::<f32>()) as u64,
             // Under a limit it must leave room for the rest.
             image_cache: match (vision, options.memory) {
@@ -64,9 +89,24 @@ impl MemoryPlan {
         }
     }
 
+    /// The largest batch size whose rows of moderate size, each with an image of its own of all tiles, fit in `memory`.
+    pub fn batch_in(config: &Config, precision: &Precision, options: &LocalOptions, memory: u64) -> usize {
+        let fits = |batch: usize| {
+            let options = LocalOptions { batch_size: batch, memory: Some(memory), ..options.clone() };
+            let plan = Self::new(config, precision, &options);
+            plan.fixed() + batch as u64 * plan.row(USUAL_TOKENS, plan.max_tiles, 1) <= memory
+        };
+        BATCHES.into_iter().find(|batch| fits(*batch)).unwrap_or(1)
+    }
+
     /// What is needed for one row of moderate size. Kept images don't count: they are a limit, not a need.
     pub fn least(&self) -> u64 {
         self.fixed() - self.image_cache + self.row(USUAL_TOKENS, self.max_tiles, 1)
+    }
+
+    /// What must fit for a run to begin: with a limit the kept images too, which have a share of it.
+    pub(crate) fn needed(&self) -> u64 {
+        self.least() + if self.memory.is_some() { self.image_cache } else { 0 }
     }
 
     /// What is needed before the first row.
@@ -99,11 +139,12 @@ impl MemoryPlan {
     /// # Errors
     /// `plan.memory` with the numbers.
     pub fn check(&self, free: Option<u64>) -> Result<(), Fault> {
-        let (least, most, what) = match (self.memory, free) {
-            (Some(memory), _) => (self.least() + self.image_cache, memory, "allowed"),
-            (None, Some(free)) => (self.least(), free, "free"),
+        let (most, what) = match (self.memory, free) {
+            (Some(memory), _) => (memory, "allowed"),
+            (None, Some(free)) => (free, "free"),
             (None, None) => return Ok(()),
         };
+        let least = self.needed();
         if least <= most {
             return Ok(());
         }

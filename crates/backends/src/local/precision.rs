@@ -4,14 +4,15 @@ use std::fmt;
 use std::str::FromStr;
 
 use vgen_core::Fault;
-use vgen_mllama::{Config, DType, Device, Stored, WeightType, WeightTypes, expected};
+use vgen_mllama::{Config, DType, Stored, TensorSpec, WeightType, WeightTypes, expected};
 
-use super::{LocalOptions, MemoryPlan};
+use super::{LocalOptions, MemoryPlan, OpenDevice};
 
 /// Type of weights and activations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DTypeChoice {
-    /// On the CPU the best that fits: weights as the checkpoint has them, else 8 bits, else 4. On a GPU bf16.
+    /// The best that fits: weights as the checkpoint has them (on a GPU bf16, or f16 where it is too old for that), else
+    /// 8 bits, else 4.
     #[default]
     Auto,
     /// 32 bits.
@@ -20,9 +21,9 @@ pub enum DTypeChoice {
     Bf16,
     /// Half precision; GPUs only.
     F16,
-    /// Weights of 8 bits in blocks of 32; the CPU only.
+    /// Weights of 8 bits in blocks of 32.
     Q8_0,
-    /// Weights of 4 bits in blocks of 256; the CPU only.
+    /// Weights of 4 bits in blocks of 256.
     Q4K,
 }
 
@@ -81,9 +82,11 @@ impl FromStr for KvDTypeChoice {
 /// The types that a model computes in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Precision {
-    /// Of activations; of weights too where no kernel of the CPU has them.
+    /// Whether the model computes by operations that every device has.
+    pub portable: bool,
+    /// Of activations; there of weights too, unless these are quantised.
     pub activations: DType,
-    /// Of matrices on the CPU.
+    /// Of matrices.
     pub weights: WeightTypes,
     /// bf16 matrices stay in the memory map of their file, because they don't fit in memory.
     pub in_place: bool,
@@ -96,6 +99,7 @@ pub struct Precision {
 impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.weights.all {
+            Some(weights @ (WeightType::Q8_0 | WeightType::Q4K)) => write!(f, "{weights}"),
             _ if self.activations != DType::F32 => f.write_str(self.activations.as_str()),
             Some(weights) => write!(f, "{weights}"),
             None => f.write_str("the checkpoint's types"),
@@ -112,40 +116,35 @@ impl Precision {
     /// A stop fault if the device can't compute so.
     pub fn choose(
         options: &LocalOptions,
-        device: &Device,
+        device: &OpenDevice,
         config: &Config,
         stored: &dyn Fn(&str) -> Stored,
         free: Option<u64>,
     ) -> Result<Self, Fault> {
-        let kernels = device.is_cpu() && !options.portable;
+        let on_cpu = device.device.is_cpu();
+        let limit = options.memory.or(free);
         let dtype = options.dtype;
-        if !kernels {
-            let activations = match dtype {
-                DTypeChoice::Auto if device.is_cpu() => DType::F32,
-                DTypeChoice::Auto | DTypeChoice::Bf16 => DType::BF16,
-                DTypeChoice::F32 => DType::F32,
-                DTypeChoice::F16 => DType::F16,
-                DTypeChoice::Q8_0 | DTypeChoice::Q4K => {
-                    return Err(Fault::stop("device.dtype", format!("{dtype} weights are for the kernels of the CPU"))
-                        .with_hint("use --device cpu, or --dtype bf16"));
-                }
-            };
-            if device.is_cpu() && activations != DType::F32 {
+        if !on_cpu || options.portable {
+            let half = if on_cpu { DType::F32 } else { device.best_half() };
+            let precision = Self::on_device(options, half, config, stored, limit);
+            if on_cpu && precision.activations != DType::F32 {
                 return Err(Fault::stop(
                     "device.dtype",
                     format!("the portable path can't compute in {dtype} on the CPU"),
                 )
-                .with_hint("use --dtype f32 or auto"));
+                .with_hint("use --dtype f32, q8_0, q4_k or auto"));
             }
-            return Ok(Self::of(options, config, stored, activations, WeightType::F32.into(), false));
+            device.check(precision.activations)?;
+            device.check(precision.kv)?;
+            return Ok(precision);
         }
+        let fits =
+            |precision: &Self| limit.is_none_or(|limit| MemoryPlan::new(config, precision, options).needed() <= limit);
         let cpu = |all: Option<WeightType>, in_place: bool| {
             let weights = WeightTypes { all, overrides: options.weight_overrides.clone() };
-            Self::of(options, config, stored, DType::F32, weights, in_place)
+            let placed = if in_place { Placed::InMap } else { Placed::InMemory };
+            Self::of(options, config, stored, DType::F32, weights, placed)
         };
-        let limit = options.memory.or(free);
-        let fits =
-            |precision: &Self| limit.is_none_or(|limit| MemoryPlan::new(config, precision, options).least() <= limit);
         match dtype {
             DTypeChoice::F32 => Ok(cpu(Some(WeightType::F32), false)),
             DTypeChoice::Q8_0 => Ok(cpu(Some(WeightType::Q8_0), false)),
@@ -164,13 +163,62 @@ impl Precision {
         }
     }
 
+    /// On a device of which only the memory is known: the types that a GPU with bf16 takes.
+    pub(crate) fn on_gpu(
+        options: &LocalOptions,
+        config: &Config,
+        stored: &dyn Fn(&str) -> Stored,
+        limit: Option<u64>,
+    ) -> Self {
+        Self::on_device(options, DType::BF16, config, stored, limit)
+    }
+
+    /// For operations that every device has, with activations in `half` unless the options say another type.
+    fn on_device(
+        options: &LocalOptions,
+        half: DType,
+        config: &Config,
+        stored: &dyn Fn(&str) -> Stored,
+        limit: Option<u64>,
+    ) -> Self {
+        let fits =
+            |precision: &Self| limit.is_none_or(|limit| MemoryPlan::new(config, precision, options).needed() <= limit);
+        let of = |activations, all: WeightType| {
+            let weights = WeightTypes { all: Some(all), overrides: options.weight_overrides.clone() };
+            Self::of(options, config, stored, activations, weights, Placed::OnDevice)
+        };
+        match options.dtype {
+            DTypeChoice::Auto => {
+                let larger = [WeightType::F32, WeightType::Q8_0].map(|all| of(half, all));
+                larger.into_iter().find(fits).unwrap_or_else(|| of(half, WeightType::Q4K))
+            }
+            DTypeChoice::F32 => of(DType::F32, WeightType::F32),
+            DTypeChoice::Bf16 => of(DType::BF16, WeightType::F32),
+            DTypeChoice::F16 => of(DType::F16, WeightType::F32),
+            DTypeChoice::Q8_0 => of(half, WeightType::Q8_0),
+            DTypeChoice::Q4K => of(half, WeightType::Q4K),
+        }
+    }
+
+    /// Bytes of a tensor that the checkpoint holds as `stored`.
+    pub(crate) fn bytes(&self, spec: &TensorSpec, stored: Stored) -> u64 {
+        let quantised = matches!(self.weights.all, Some(WeightType::Q8_0 | WeightType::Q4K));
+        if self.in_place && spec.shape.len() > 1 && stored == Stored::Bf16 {
+            0
+        } else if self.portable && !(quantised && spec.role.is_matrix()) {
+            spec.elements() * self.activations.size_in_bytes() as u64
+        } else {
+            self.weights.bytes(spec, stored)
+        }
+    }
+
     fn of(
         options: &LocalOptions,
         config: &Config,
         stored: &dyn Fn(&str) -> Stored,
         activations: DType,
         weights: WeightTypes,
-        in_place: bool,
+        placed: Placed,
     ) -> Self {
         let kv = match options.kv_dtype {
             KvDTypeChoice::F32 => DType::F32,
@@ -180,15 +228,20 @@ impl Precision {
             KvDTypeChoice::Auto if weights.all == Some(WeightType::F32) => DType::F32,
             KvDTypeChoice::Auto => DType::BF16,
         };
-        let specs = expected(config);
-        let weight_bytes = match activations {
-            DType::F32 => specs
-                .iter()
-                .filter(|spec| !(in_place && spec.shape.len() > 1 && stored(&spec.name) == Stored::Bf16))
-                .map(|spec| weights.bytes(spec, stored(&spec.name)))
-                .sum(),
-            dtype => specs.iter().map(|spec| spec.elements() * dtype.size_in_bytes() as u64).sum(),
-        };
-        Self { activations, weights, in_place, kv, weight_bytes }
+        let (portable, in_place) = (placed == Placed::OnDevice, placed == Placed::InMap);
+        let mut precision = Self { portable, activations, weights, in_place, kv, weight_bytes: 0 };
+        precision.weight_bytes = expected(config).iter().map(|spec| precision.bytes(spec, stored(&spec.name))).sum();
+        precision
     }
+}
+
+/// Where weights are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Placed {
+    /// In tensors of a device.
+    OnDevice,
+    /// Packed for the kernels of the CPU.
+    InMemory,
+    /// bf16 matrices in the file's map.
+    InMap,
 }

@@ -9,7 +9,7 @@ use vgen_core::{
 };
 use vgen_mllama::{CrossKv, SelfKv};
 
-use super::{Answer, Candidates, ConstraintState, ResolvedSampling, SampleError, Sampler, Vocabulary};
+use super::{Answer, Candidates, ConstraintState, ResolvedSampling, SampleError, Sampled, Sampler, Vocabulary};
 
 /// A row that is ready for the engine.
 pub(crate) struct Job {
@@ -59,6 +59,15 @@ pub(crate) struct ActiveRow {
     first_token: Option<f64>,
 }
 
+/// What a step says of an answer's next token.
+#[derive(Clone, Debug)]
+pub(crate) enum Next {
+    /// It was chosen on the device.
+    Token(u32),
+    /// The logits to choose from, `[vocabulary]`.
+    Logits(Vec<f32>),
+}
+
 /// One answer in the making.
 pub(crate) struct Sample {
     index: u32,
@@ -74,10 +83,14 @@ impl Sample {
     /// Room for the next token, up to as many as the sample may have.
     pub(crate) fn make_room(&mut self, most: usize) -> vgen_mllama::Result<()> {
         if self.kv.len() == self.kv.capacity() {
-            let capacity = (2 * self.kv.capacity()).min(most);
-            self.kv = self.kv.prefix(self.kv.len(), capacity)?;
+            self.kv.grow((2 * self.kv.capacity()).min(most))?;
         }
         Ok(())
+    }
+
+    /// Whether its next token is the highest of the model's own logits.
+    pub(crate) fn takes_highest(&self) -> bool {
+        self.sampler.takes_highest()
     }
 }
 
@@ -97,8 +110,13 @@ impl ActiveRow {
         self.prefill.is_none() && self.samples.is_empty()
     }
 
+    /// Whether every sample's first token is the highest of the model's own logits.
+    pub(crate) fn starts_with_highest(&self) -> bool {
+        self.job.constraint.is_none() && self.job.sampling.takes_highest()
+    }
+
     /// The prompt is read: its last logits give every sample's first token.
-    pub(crate) fn start_samples(&mut self, logits: &[f32], room: u32, tools: &mut Tools) {
+    pub(crate) fn start_samples(&mut self, next: &Next, room: u32, tools: &mut Tools) {
         let Some(kv) = self.prefill.take() else { return };
         self.first_token = Some(self.job.submitted.elapsed().as_secs_f64());
         let count = self.job.num_generations;
@@ -123,26 +141,33 @@ impl ActiveRow {
                 self.job.reply.delta(index, &self.job.prompt.text);
             }
             let mut sample = Sample { index, kv: own, next: 0, sampler, answer, logprobs: Vec::new() };
-            tools.logits.clear();
-            tools.logits.extend_from_slice(logits);
-            if self.advance(&mut sample, tools) {
+            if self.advance(&mut sample, next, tools) {
                 self.samples.push(sample);
             }
         }
     }
 
-    /// A step's logits for sample number `at` of the list, which is `[vocabulary]`; whether it goes on.
-    pub(crate) fn step(&mut self, mut sample: Sample, logits: &[f32], tools: &mut Tools) {
-        tools.logits.clear();
-        tools.logits.extend_from_slice(logits);
-        if self.advance(&mut sample, tools) {
+    /// A sample's next token; it is kept if it goes on.
+    pub(crate) fn step(&mut self, mut sample: Sample, next: &Next, tools: &mut Tools) {
+        if self.advance(&mut sample, next, tools) {
             self.samples.push(sample);
         }
     }
 
     /// Chooses a token; false if the answer ended with it.
-    fn advance(&mut self, sample: &mut Sample, tools: &mut Tools) -> bool {
-        let sampled = match sample.sampler.sample(&mut tools.logits, &mut tools.candidates) {
+    fn advance(&mut self, sample: &mut Sample, next: &Next, tools: &mut Tools) -> bool {
+        let sampled = match next {
+            Next::Token(token) => {
+                sample.sampler.push(*token);
+                Ok(Sampled { token: *token, ..Sampled::default() })
+            }
+            Next::Logits(logits) => {
+                tools.logits.clear();
+                tools.logits.extend_from_slice(logits);
+                sample.sampler.sample(&mut tools.logits, &mut tools.candidates)
+            }
+        };
+        let sampled = match sampled {
             Ok(sampled) => sampled,
             Err(error) => {
                 self.results[sample.index as usize] = Some(Err(self.sample_fault(error)));

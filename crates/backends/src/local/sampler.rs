@@ -129,6 +129,16 @@ impl Sampler {
         self.history.generated()
     }
 
+    /// Whether the next token is the highest of the model's own logits, whatever they are.
+    pub fn takes_highest(&self) -> bool {
+        self.constraint.is_none() && self.params.takes_highest()
+    }
+
+    /// Adds a token that was chosen elsewhere to the row's history.
+    pub fn push(&mut self, token: u32) {
+        self.history.push(token);
+    }
+
     /// Chooses the next token from the row's `logits`, `[vocab_size]`, and adds it to the row's history. The logits are
     /// changed. `scratch` may be shared by rows that are sampled one after the other.
     ///

@@ -179,6 +179,18 @@ pub struct ResolvedSampling {
 }
 
 impl ResolvedSampling {
+    /// Whether each token is the highest of the model's own logits and nothing else of them is asked for.
+    pub fn takes_highest(&self) -> bool {
+        self.warpers.is_none()
+            && !self.logprobs
+            && self.min_new_tokens == 0
+            && self.repetition_penalty == 1.0
+            && self.frequency_penalty == 0.0
+            && self.presence_penalty == 0.0
+            && self.logit_bias.is_empty()
+            && self.bad_words.is_empty()
+    }
+
     /// Fills `params` up with the model's `defaults` and checks them against the model: the tokens in `eos_ids` end
     /// its generations, `vocab_size` is the length of its logits, `tokenizer` splits bad words.
     ///

@@ -24,6 +24,7 @@ pub struct EngineStats {
     pub(crate) cross_kv_bytes: AtomicU64,
     pub(crate) steps: AtomicU64,
     pub(crate) decode_steps: AtomicU64,
+    pub(crate) copies_to_host: AtomicU64,
 }
 
 /// [`EngineStats`] at a moment. All but preparation, which runs beside it, is time of the engine's one thread.
@@ -62,6 +63,8 @@ pub struct EngineReport {
     pub steps: u64,
     /// Those of them that only continued answers.
     pub decode_steps: u64,
+    /// Results that were copied from the device: one a step where all tokens can be chosen there.
+    pub copies_to_host: u64,
 }
 
 impl EngineStats {
@@ -86,6 +89,7 @@ impl EngineStats {
             cross_kv_bytes: count(&self.cross_kv_bytes),
             steps: count(&self.steps),
             decode_steps: count(&self.decode_steps),
+            copies_to_host: count(&self.copies_to_host),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use vgen_backends::local::DeviceModel;
 
 use super::{Flags, ModelFlags};
 
@@ -21,6 +22,10 @@ pub(crate) struct PlanCommand {
     /// Reckon with the speeds of an earlier run with this model: the file that its --stats wrote.
     #[arg(long, value_name = "FILE")]
     pub(crate) measured: Option<PathBuf>,
+    /// Count bytes, FLOPs and launches of each stage for a device by its data sheet, and the rows a second that its
+    /// limits allow, instead of planning for this machine: h100, a100, 4090, m3.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["rows_per_second", "measured"])]
+    pub(crate) device_model: Option<DeviceModel>,
     #[command(flatten)]
     pub(crate) flags: Flags,
     #[command(flatten)]

@@ -101,10 +101,14 @@ pub(crate) fn run(args: RunCommand, messages: &Messages) -> Result<u8, Fault> {
 
 /// `vgen plan`.
 pub(crate) fn plan(args: PlanCommand, messages: &Messages) -> Result<u8, Fault> {
-    let PlanCommand { config, json, rows_per_second, measured, flags, model } = args;
+    let PlanCommand { config, json, rows_per_second, measured, device_model, flags, model } = args;
     let config = resolve::resolve(&local_settings(config.as_deref(), flags, model, "vgen plan")?)?;
+    let messages = messages.of_run(&config.run);
+    if let Some(device) = device_model {
+        return plan::predict(&config, &device, json, &messages);
+    }
     let speed = plan::Speed { rows_per_second, measured };
-    plan::plan(&config, &speed, json, &messages.of_run(&config.run))
+    plan::plan(&config, &speed, json, &messages)
 }
 
 /// `vgen check`.

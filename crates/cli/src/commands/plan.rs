@@ -4,7 +4,10 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use vgen_backends::local::{Bytes, DEFAULT_MAX_NEW_TOKENS, EngineReport, Inspected, LocalOptions, MemoryPlan, inspect};
+use vgen_backends::local::{
+    Bytes, DEFAULT_MAX_NEW_TOKENS, DeviceModel, EngineReport, Inspected, LocalOptions, MemoryPlan, Prediction,
+    Workload, inspect,
+};
 use vgen_core::{Fault, Row};
 use vgen_dataset::Origin;
 use vgen_task::Rendered;
@@ -25,10 +28,7 @@ pub(crate) struct Speed {
 
 /// Prints the plan.
 pub(crate) fn plan(config: &Config, speed: &Speed, json: bool, messages: &Messages) -> Result<u8, Fault> {
-    let BackendTable::Local(table) = &config.backend else {
-        return Err(Fault::stop("usage.plan", "only local runs have a plan").with_hint("name a model with --model"));
-    };
-    let options = local::options(table, &config.images)?;
+    let options = local_options(config)?;
     let measured = speed.measured()?;
     let inspected = inspect(&options)?;
     let rows = match config.input.place {
@@ -65,6 +65,37 @@ fn count(config: &Config, inspected: &Inspected, options: &LocalOptions, message
         }
     };
     survey.of(&mut super::input::source(config)?, &mut watch)
+}
+
+/// Prints what the rows cost on a device that is known by its data sheet.
+pub(crate) fn predict(config: &Config, device: &DeviceModel, json: bool, messages: &Messages) -> Result<u8, Fault> {
+    let options = local_options(config)?;
+    let inspected = inspect(&options)?;
+    let new_tokens = config.sampling.max_new_tokens.map_or(DEFAULT_MAX_NEW_TOKENS, |n| n).into();
+    let work = match config.input.place {
+        Some(_) => {
+            let rows = count(config, &inspected, &options, messages)?;
+            let each = |all: u64| all.div_ceil((rows.rows - rows.faulty_rows).max(1));
+            Workload { tiles: each(rows.tiles), prompt: each(rows.prompt_tokens_about), new_tokens }
+        }
+        None => Workload { tiles: inspected.plan.max_tiles, prompt: USUAL_PROMPT, new_tokens },
+    };
+    let prediction = Prediction::new(&inspected.config, &options, device, work);
+    if json {
+        let text = serde_json::to_string_pretty(&prediction).map_err(|e| Fault::stop("run.plan", e.to_string()))?;
+        super::print(&(text + "\n"))?;
+    } else {
+        super::print(&prediction.text())?;
+    }
+    Ok(if prediction.too_large { exit::PLAN } else { exit::DONE })
+}
+
+/// The engine's options of a local run.
+fn local_options(config: &Config) -> Result<LocalOptions, Fault> {
+    match &config.backend {
+        BackendTable::Local(table) => local::options(table, &config.images),
+        _ => Err(Fault::stop("usage.plan", "only local runs have a plan").with_hint("name a model with --model")),
+    }
 }
 
 /// A file that `--stats` wrote, as far as it is needed.

@@ -17,8 +17,15 @@ pub(crate) struct ModelFlags {
     /// Where it runs: auto, cpu, cuda, cuda:N, metal [default: auto].
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
-    /// Type of weights and activations: auto, f32, bf16, f16 (GPU), q8_0, q4_k (CPU) [default: auto, which is bf16 on a
-    /// GPU, and on the CPU the best that fits of the checkpoint's own types, q8_0 and q4_k].
+    /// Several devices, each with an engine and the model of its own: cuda:0,cuda:1. The answers are those of one.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with = "device")]
+    devices: Vec<String>,
+    /// On a GPU, let no answer depend on the rows beside it, at some cost for long prompts; see the documentation of
+    /// vgen_backends::local::devices for what is promised. On the CPU it is always so [default: true].
+    #[arg(long, value_name = "BOOL")]
+    fixed_shapes: Option<bool>,
+    /// Type of weights and activations: auto, f32, bf16, f16 (GPU), q8_0, q4_k [default: auto, the best that fits of the
+    /// checkpoint's own types (on a GPU bf16, or f16 where it is too old for that), q8_0 and q4_k].
     #[arg(long, value_name = "TYPE")]
     dtype: Option<String>,
     /// Type of the weights of some tensors on the CPU, by name: vision_model.*=bf16. May be repeated; the last counts.
@@ -30,7 +37,7 @@ pub(crate) struct ModelFlags {
     /// Whose numbers to reproduce: Meta's own code, or transformers before and since 4.57 [default: meta].
     #[arg(long, value_name = "WHOSE", value_parser = ["meta", "hf4", "hf5"])]
     reference: Option<String>,
-    /// Answers computed together at most [default: 8].
+    /// Answers computed together at most, by each device [default: 8, on a GPU what its free memory has room for].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: Option<u32>,
     /// Tokens computed in one step at most, those of running answers included [default: 512].
@@ -45,7 +52,8 @@ pub(crate) struct ModelFlags {
     /// Keys and values of images that are kept for later rows with the same image, in bytes [default: 1GiB].
     #[arg(long, value_name = "SIZE", value_parser = quantity::bytes)]
     image_cache: Option<u64>,
-    /// Memory for weights, kept images and rows, for example 20GiB [default: as much as the batch size needs].
+    /// Memory for weights, kept images and rows of each device, for example 20GiB [default: as much as the batch size
+    /// needs, on a GPU what is free].
     #[arg(long, value_name = "SIZE", value_parser = quantity::bytes)]
     memory: Option<u64>,
 }
@@ -56,6 +64,8 @@ impl ModelFlags {
         settings.flag(("backend", "model"), "--model", self.model);
         settings.flag(("backend", "revision"), "--revision", self.revision);
         settings.flag(("backend", "device"), "--device", self.device);
+        settings.flag(("backend", "devices"), "--devices", (!self.devices.is_empty()).then_some(self.devices));
+        settings.flag(("backend", "fixed_shapes"), "--fixed-shapes", self.fixed_shapes);
         settings.flag(("backend", "dtype"), "--dtype", self.dtype);
         let tensor_types = (!self.tensor_type.is_empty()).then_some(self.tensor_type);
         settings.flag(("backend", "tensor_types"), "--tensor-type", tensor_types);
