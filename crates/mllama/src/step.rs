@@ -301,18 +301,24 @@ enum ImageRead {
 
 /// The latest lookup of images: it is the same as long as no row joins or leaves.
 #[derive(Debug, Default)]
-pub(crate) struct LatestLookup(Mutex<Option<(Vec<Vec<u32>>, Arc<Lookup>)>>);
+pub(crate) struct LatestLookup(Mutex<Option<Known>>);
+
+#[derive(Debug)]
+struct Known {
+    slots: Vec<Vec<u32>>,
+    lookup: Arc<Lookup>,
+}
 
 impl LatestLookup {
     fn get(&self, slots: Vec<Vec<u32>>, paging: Paging) -> Result<Arc<Lookup>> {
         let mut latest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, lookup)) = latest.as_ref()
-            && *known == slots
+        if let Some(known) = latest.as_ref()
+            && known.slots == slots
         {
-            return Ok(Arc::clone(lookup));
+            return Ok(Arc::clone(&known.lookup));
         }
         let lookup = Arc::new(Lookup::new(&slots, paging.kv_heads, paging.fixed_shapes, paging.device)?);
-        *latest = Some((slots, Arc::clone(&lookup)));
+        *latest = Some(Known { slots, lookup: Arc::clone(&lookup) });
         Ok(lookup)
     }
 }
