@@ -90,7 +90,7 @@ impl Row {
 fn step(model: &Model, rows: &mut [Row]) -> (u64, u64) {
     let copies = model.counters().copies_to_host();
     let ids: Vec<u32> = (0..rows.len() as u32).collect();
-    let visible = [0..1];
+    let visible = vec![0..1; 1];
     let stores = stores_of(|| {
         let mut sequences: Vec<_> =
             rows.iter_mut().map(|row| Sequence { kv: &mut row.kv, images: &row.images, visible: &visible }).collect();

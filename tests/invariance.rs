@@ -4,6 +4,8 @@
 // What is wrong with the repository's own files is to stop the test at its place. Skipped tests say so.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
+mod cpu_level;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::mpsc;
@@ -93,6 +95,7 @@ impl Default for Run {
 
 impl Run {
     fn answers(&self, requests: &[Request]) -> BTreeMap<u64, Answer> {
+        cpu_level::limit();
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/mllama/tiny-hublike");
         let mut options = LocalOptions::new(ModelSource::Named(model.to_str().unwrap().to_owned()));
         options.batch_size = self.batch_size;

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![allow(clippy::print_stdout)] // measured errors, for whoever wants to see them
 
+mod cpu_level;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,6 +20,7 @@ const VISION: &str = "mllama/tiny-hublike";
 const TEXT: &str = "llama/chatml";
 
 fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Model {
+    cpu_level::limit();
     Model::load(checkpoint, options, &|_, _| {}).unwrap()
 }
 

@@ -41,6 +41,7 @@ macro_rules! on_all_paths {
 
             #[test]
             fn by_kernels() {
+                crate::cpu_level::limit();
                 super::$name(On::Kernels);
             }
 
@@ -59,6 +60,8 @@ macro_rules! on_all_paths {
     };
 }
 
+#[path = "../cpu_level/mod.rs"]
+mod cpu_level;
 mod engine;
 mod fixtures;
 mod inputs;

@@ -5,9 +5,10 @@ use std::fs;
 use std::path::Path;
 
 /// The first words of codes.
-const FAMILIES: [&str; 28] = [
+const FAMILIES: [&str; 31] = [
     "backend",
     "batch",
+    "bench",
     "config",
     "constraint",
     "demo",
@@ -17,6 +18,7 @@ const FAMILIES: [&str; 28] = [
     "image",
     "input",
     "kernel",
+    "lint",
     "merge",
     "mock",
     "model",
@@ -31,6 +33,7 @@ const FAMILIES: [&str; 28] = [
     "run",
     "sample",
     "sampling",
+    "serve",
     "task",
     "template",
     "tokenizer",

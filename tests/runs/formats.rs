@@ -181,3 +181,102 @@ fn a_batch_file_is_answered_as_openai_answers_it() {
         .exits(2)
         .says("has no effect");
 }
+
+/// A file that holds a text.
+fn holds(scratch: &Scratch, name: &str, text: &str) -> bool {
+    fs::read(scratch.path(name)).unwrap().windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+#[test]
+fn parquet_says_to_hugging_face_what_its_columns_are() {
+    let scratch = photos();
+    scratch.file("rows.jsonl", "{\"id\": 1, \"instruction\": \"what\", \"image\": \"photos/b.png\"}\n");
+    scratch.run(&["--output", "out.parquet", "--output-images", "embed"]).exits(0);
+    assert!(holds(&scratch, "out.parquet", "huggingface"));
+    for feature in [r#""image":{"_type":"Image"}"#, r#""id":{"dtype":"int64","_type":"Value"}"#] {
+        assert!(holds(&scratch, "out.parquet", feature), "{feature}");
+    }
+    // As pyarrow wrote it: names of classes, which only the features tell, and images whose bytes have no name.
+    let fixture = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/features.parquet");
+    scratch.file("features.parquet", fs::read(fixture).unwrap());
+    scratch.run(&["--input", "features.parquet", "--output", "again.parquet"]).exits(0);
+    let back = read_back(&scratch, "again.parquet");
+    assert_eq!((&back[1]["label"], &back[0]["image"]["path"]), (&1.into(), &Value::Null), "{back:?}");
+    assert!(back[0]["image"]["bytes"].as_str().unwrap().starts_with("iVBORw0KGgo"), "{back:?}");
+    for feature in [r#""names":["cat","dog"]"#, r#""image":{"_type":"Image"}"#] {
+        assert!(holds(&scratch, "again.parquet", feature), "{feature}");
+    }
+}
+
+#[test]
+fn images_from_the_network_are_embedded_and_fetched_once() {
+    let photo = image_of_the_fixtures();
+    let sent = photo.clone();
+    let server = vgen_loopback::Server::start(move |request| match request.path.as_str() {
+        "/none.png" => vgen_loopback::Answer::status(404),
+        _ => vgen_loopback::Answer::body("image/png", sent.clone()),
+    })
+    .unwrap();
+    let model = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/mllama/tiny-hublike");
+    let scratch = Scratch::new();
+    let row = |name: &str| format!("{{\"instruction\": \"what\", \"image\": \"{}/{name}\"}}\n", server.url());
+    scratch.file("rows.jsonl", ["a.png", "b.png", "a.png", "none.png"].map(row).concat());
+    let args = ["--model", model.to_str().unwrap(), "--input", "rows.jsonl", "--output", "out.parquet"];
+    let more =
+        ["--output-images", "embed", "--allow-private-addresses", "--max-new-tokens", "2", "--prepare-threads", "1"];
+    scratch.vgen_local(&[&args[..], &more].concat()).exits(1);
+    let back = read_back_with(&scratch, "out.parquet");
+    use base64::Engine;
+    for row in &back[..3] {
+        let bytes = base64::engine::general_purpose::STANDARD.decode(row["image"]["bytes"].as_str().unwrap()).unwrap();
+        assert!(bytes == photo, "{}", row["image"]["path"]);
+    }
+    assert_eq!((&back[3]["image"]["bytes"], &back[3]["error"]["code"]), (&Value::Null, &"image.http_status".into()));
+    assert!(back[3]["image"]["path"].as_str().unwrap().ends_with("/none.png"));
+    let paths: Vec<_> = server.received().into_iter().map(|request| request.path).collect();
+    assert_eq!(paths, ["/a.png", "/b.png", "/none.png"]);
+
+    // A backend that fetches nothing: the output does, once for each; and other formats hold images, too.
+    scratch.config("");
+    let run =
+        ["--output", "out.jsonl", "--output-images", "embed", "--allow-private-addresses", "--image-position", "first"];
+    scratch.run(&run).exits(0);
+    let rows = scratch.rows("out.jsonl");
+    assert_eq!(rows[0]["image"], back[0]["image"]);
+    assert_eq!(server.requests(), 6);
+    scratch.run(&["--output", "-", "--output-images", "reference"]).exits(0).says("done");
+}
+
+fn image_of_the_fixtures() -> Vec<u8> {
+    let path = "tests/fixtures/mllama/public/images/raw_text_first_0.png";
+    fs::read(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// All rows of a file as they are, through `vgen run` with a backend that repeats nothing.
+fn read_back_with(scratch: &Scratch, name: &str) -> Vec<Value> {
+    scratch.config("");
+    read_back(scratch, name)
+}
+
+#[test]
+fn an_image_that_was_edited_under_a_finished_row_is_seen() {
+    let scratch = photos();
+    let run = |more: &[&str]| {
+        let args = ["--input", "photos", "--instruction", "Describe it.", "--output", "out.jsonl"];
+        scratch.run(&[&args[..], more].concat())
+    };
+    run(&["--limit", "2"]).exits(0);
+    run(&["--limit", "2"]).exits(0).says("nothing is left to do");
+    // As many bytes as before.
+    let edited = fs::read(scratch.path("photos/a.PNG")).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    scratch.file("photos/a.PNG", edited);
+    run(&[]).exits(3).says("are not what they were");
+    run(&["--overwrite"]).exits(0);
+    // An image behind the finished rows may change.
+    let scratch = photos();
+    let args = ["--input", "photos", "--instruction", "Describe it.", "--output", "out.jsonl"];
+    scratch.run(&[&args[..], &["--limit", "2"]].concat()).exits(0);
+    scratch.file("photos/sub/c.png", png(9));
+    scratch.run(&args).exits(0).says("3 rows");
+}

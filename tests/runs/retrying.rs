@@ -22,6 +22,12 @@ fn rows_with_errors_are_replaced_in_place_in_every_format() {
         assert!(fs::read(scratch.path(output)).unwrap() == expected, "{output}");
         assert_eq!(scratch.read(&format!("{output}.run/failed.jsonl")), "");
         assert!(!scratch.path(&format!("{output}.run/retry")).exists());
+        let timed: std::collections::BTreeSet<u64> = scratch
+            .rows(&format!("{output}.run/timings.jsonl"))
+            .iter()
+            .map(|line| line["sequence"].as_u64().unwrap())
+            .collect();
+        assert_eq!(timed.len(), 20, "rows that were not done again keep their times");
         scratch.run(&args).exits(0).says("nothing is left to do");
     }
 }

@@ -3,8 +3,12 @@
 //! Sampling parameters don't change a scripted answer; [`MockOptions::refuse`] names those that the mock shall refuse,
 //! as a backend refuses what it can't honour.
 
-use std::sync::Arc;
+mod service;
+mod virtual_servers;
+mod virtual_time;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +18,10 @@ use vgen_core::{
     Backend, Fault, FaultClass, FinishReason, Generation, Message, Reply, Request, Response, Role, SamplingParams,
     Timings, Usage,
 };
+
+pub use service::{Distribution, MockService};
+use virtual_servers::VirtualServers;
+pub use virtual_time::{Advanced, VirtualTime};
 
 /// How often a waiting answer looks whether it is still wanted.
 const WAIT_STEP: Duration = Duration::from_millis(5);
@@ -29,6 +37,8 @@ pub struct MockOptions {
     pub answer: String,
     /// Milliseconds until an answer comes; row `n` waits for the element `n` modulo their number. Empty: no waiting.
     pub delays_ms: Vec<u64>,
+    /// Servers with a queue, instead of `delays_ms`; the answer's words come evenly over the service time.
+    pub service: Option<MockService>,
     /// How many requests are in flight, at least 1.
     pub window: usize,
     /// Prompt tokens to report; else the words of the messages.
@@ -47,6 +57,7 @@ impl Default for MockOptions {
             model_name: "mock".into(),
             answer: "answer to row {row}".into(),
             delays_ms: Vec::new(),
+            service: None,
             window: 16,
             input_tokens: None,
             output_tokens: None,
@@ -111,6 +122,9 @@ pub enum MockError {
     /// No request could ever be in flight.
     #[error("the mock's window is 0")]
     Window,
+    /// No server, or a time of service that is no time.
+    #[error("the mock's service has no server, or a mean below 0")]
+    Service,
     /// The script refuses the parameter.
     #[error("the mock backend can't honour {0}")]
     Refused(String),
@@ -123,15 +137,21 @@ impl From<MockError> for Fault {
             MockError::Placeholder(_) => fault("config.mock_answer")
                 .with_hint("known are {row}, {sample}, {prompt} and {images}; write {{ and }} for braces"),
             MockError::Window => fault("config.mock_window").with_hint("set it to at least 1"),
+            MockError::Service => fault("config.mock_service").with_hint("set servers and mean_ms to at least 1 and 0"),
             MockError::Refused(_) => fault("sampling.unsupported").with_hint("leave the parameter out"),
         }
     }
 }
 
-/// Scripted answers on a few threads, which end with it.
+/// Scripted answers, which end with it: on a few threads, or in virtual time.
 pub struct MockBackend {
     script: Arc<Script>,
-    jobs: Sender<Job>,
+    servers: Servers,
+}
+
+enum Servers {
+    Threads(Sender<Job>),
+    Virtual(Arc<VirtualServers>),
 }
 
 struct Script {
@@ -159,16 +179,11 @@ impl MockBackend {
     /// Starts the threads.
     ///
     /// # Errors
-    /// `config.mock_answer`, `config.mock_window`.
+    /// `config.mock_answer`, `config.mock_window`, `config.mock_service`.
     pub fn new(options: MockOptions) -> Result<Self, MockError> {
-        if options.window == 0 {
-            return Err(MockError::Window);
-        }
-        let answer = pieces(&options.answer)?;
-        let script =
-            Arc::new(Script { answer, in_flight: AtomicUsize::new(0), most_in_flight: AtomicUsize::new(0), options });
+        let script = Arc::new(Script::new(options)?);
         let (jobs, queue) = unbounded::<Job>();
-        for _ in 0..script.options.window {
+        for _ in 0..script.servers() {
             let (script, queue): (Arc<Script>, Receiver<Job>) = (Arc::clone(&script), queue.clone());
             thread::spawn(move || {
                 for job in queue {
@@ -176,7 +191,18 @@ impl MockBackend {
                 }
             });
         }
-        Ok(Self { script, jobs })
+        Ok(Self { script, servers: Servers::Threads(jobs) })
+    }
+
+    /// The same script in virtual time: nothing happens but while somebody moves `time` on. Deadlines of requests are of
+    /// real time and don't count.
+    ///
+    /// # Errors
+    /// As [`MockBackend::new`].
+    pub fn in_virtual_time(options: MockOptions, time: Arc<VirtualTime>) -> Result<Self, MockError> {
+        let script = Arc::new(Script::new(options)?);
+        let servers = VirtualServers { script: Arc::clone(&script), time, state: Mutex::default() };
+        Ok(Self { script, servers: Servers::Virtual(Arc::new(servers)) })
     }
 
     /// The largest number of requests that were in flight at a time, so far.
@@ -207,23 +233,75 @@ impl Backend for MockBackend {
     fn submit(&self, request: Request, reply: Box<dyn Reply>) {
         let in_flight = self.script.in_flight.fetch_add(1, Ordering::AcqRel) + 1;
         self.script.most_in_flight.fetch_max(in_flight, Ordering::AcqRel);
-        if let Err(lost) = self.jobs.send(Job { request, reply, submitted: Instant::now() }) {
-            lost.0.reply.done(Err(Fault::stop("backend.lost", "the mock's threads ended")));
+        match &self.servers {
+            Servers::Threads(jobs) => {
+                if let Err(lost) = jobs.send(Job { request, reply, submitted: Instant::now() }) {
+                    lost.0.reply.done(Err(Fault::stop("backend.lost", "the mock's threads ended")));
+                }
+            }
+            Servers::Virtual(servers) => servers.submit(request, reply),
         }
     }
 }
 
 impl Script {
+    fn new(options: MockOptions) -> Result<Self, MockError> {
+        if options.window == 0 {
+            return Err(MockError::Window);
+        }
+        if options.service.as_ref().is_some_and(|service| !service.is_possible()) {
+            return Err(MockError::Service);
+        }
+        let answer = pieces(&options.answer)?;
+        Ok(Self { answer, in_flight: AtomicUsize::new(0), most_in_flight: AtomicUsize::new(0), options })
+    }
+
+    /// How many requests are worked on at a time.
+    fn servers(&self) -> usize {
+        self.options.service.as_ref().map_or(self.options.window, |service| service.servers)
+    }
+
     fn play(&self, job: Job) {
         let Job { request, mut reply, submitted } = job;
-        let ended = self.wait(&request, submitted);
-        let samples = 0..request.num_generations;
+        let started = Instant::now();
+        let mut timings = Timings { queue: (started - submitted).as_secs_f64(), ..Timings::default() };
+        let words = self.words(&request);
+        let mut ended = None;
+        match &self.options.service {
+            None => {
+                ended = wait(&request, submitted + self.delay(request.row));
+                if ended.is_none() {
+                    words.iter().for_each(|(sample, word)| reply.delta(*sample, word));
+                }
+            }
+            Some(service) => {
+                let seconds = service.seconds(request.row);
+                // An answer without words takes its time, too.
+                for number in 1..=words.len().max(1) {
+                    let share = number as f64 / words.len().max(1) as f64;
+                    ended = wait(&request, started + Duration::from_secs_f64(seconds * share));
+                    if ended.is_some() {
+                        break;
+                    }
+                    timings.first_token.get_or_insert_with(|| submitted.elapsed().as_secs_f64());
+                    if let Some((sample, word)) = words.get(number - 1) {
+                        reply.delta(*sample, word);
+                    }
+                }
+            }
+        }
+        timings.total = submitted.elapsed().as_secs_f64();
+        timings.first_token.get_or_insert(timings.total);
+        self.end(&request, reply, ended, timings);
+    }
+
+    fn end(&self, request: &Request, reply: Box<dyn Reply>, ended: Option<FinishReason>, timings: Timings) {
         let result = match self.options.faults.iter().find(|fault| fault.row == request.row && fault.sample.is_none()) {
             Some(fault) if ended.is_none() => Err(fault.fault()),
             _ => Ok(Response {
                 model_name: self.options.model_name.clone(),
-                generations: samples
-                    .map(|sample| self.generation(&request, sample, ended, submitted, reply.as_mut()))
+                generations: (0..request.num_generations)
+                    .map(|sample| self.generation(request, sample, ended, timings))
                     .collect(),
             }),
         };
@@ -231,27 +309,27 @@ impl Script {
         reply.done(result);
     }
 
-    /// Waits for the row's delay; says why if it ended early.
-    fn wait(&self, request: &Request, submitted: Instant) -> Option<FinishReason> {
+    /// A row's delay, from its submission.
+    fn delay(&self, row: u64) -> Duration {
         let delays = &self.options.delays_ms;
-        let delay = match delays.len() {
+        match delays.len() {
             0 => Duration::ZERO,
-            count => Duration::from_millis(delays[(request.row % count as u64) as usize]),
-        };
-        loop {
-            if request.cancel.is_cancelled() {
-                return Some(FinishReason::Cancelled);
-            }
-            let now = Instant::now();
-            if request.deadline.is_some_and(|deadline| now >= deadline) {
-                return Some(FinishReason::Deadline);
-            }
-            let left = (submitted + delay).saturating_duration_since(now);
-            if left.is_zero() {
-                return None;
-            }
-            thread::sleep(left.min(WAIT_STEP));
+            count => Duration::from_millis(delays[(row % count as u64) as usize]),
         }
+    }
+
+    /// What is streamed: the words of all samples that don't fail, with the samples' numbers.
+    fn words(&self, request: &Request) -> Vec<(u32, String)> {
+        let fails = |sample| {
+            let of_row = |fault: &&MockFault| fault.row == request.row;
+            self.options.faults.iter().filter(of_row).any(|fault| fault.sample.is_none_or(|its| its == sample))
+        };
+        let mut words = Vec::new();
+        for sample in (0..request.num_generations).filter(|sample| !fails(*sample)) {
+            let text = self.answer(request, sample);
+            words.extend(text.split_inclusive(' ').map(|word| (sample, word.to_owned())));
+        }
+        words
     }
 
     fn generation(
@@ -259,19 +337,14 @@ impl Script {
         request: &Request,
         sample: u32,
         ended: Option<FinishReason>,
-        submitted: Instant,
-        reply: &mut dyn Reply,
+        timings: Timings,
     ) -> Result<Generation, Fault> {
         if let Some(fault) = self.options.faults.iter().find(|f| f.row == request.row && f.sample == Some(sample)) {
             return Err(fault.fault());
         }
         let text = if ended.is_some() { String::new() } else { self.answer(request, sample) };
-        for word in text.split_inclusive(' ') {
-            reply.delta(sample, word);
-        }
         let words = |text: &str| text.split_whitespace().count() as u64;
         let prompt_words = || request.messages.iter().map(|message| words(&message.plain_text())).sum();
-        let elapsed = submitted.elapsed().as_secs_f64();
         Ok(Generation {
             finish_reason: Some(ended.unwrap_or(FinishReason::Stop)),
             usage: Some(Usage {
@@ -280,7 +353,7 @@ impl Script {
                 vision_tokens: None,
             }),
             text: Some(text),
-            timings: Timings { first_token: Some(elapsed), total: elapsed, ..Timings::default() },
+            timings,
             ..Generation::default()
         })
     }
@@ -303,6 +376,24 @@ impl Script {
             }
         }
         answer
+    }
+}
+
+/// Waits for a moment; says why if it ended early.
+fn wait(request: &Request, until: Instant) -> Option<FinishReason> {
+    loop {
+        if request.cancel.is_cancelled() {
+            return Some(FinishReason::Cancelled);
+        }
+        let now = Instant::now();
+        if request.deadline.is_some_and(|deadline| now >= deadline) {
+            return Some(FinishReason::Deadline);
+        }
+        let left = until.saturating_duration_since(now);
+        if left.is_zero() {
+            return None;
+        }
+        thread::sleep(left.min(WAIT_STEP));
     }
 }
 

@@ -19,11 +19,27 @@ pub(crate) fn read(path: &Path) -> Result<Settings, Fault> {
 }
 
 fn parse(text: &str, path: &Path) -> Result<Settings, Fault> {
+    settings(tables(text, path)?, path)
+}
+
+/// The tables of a config file's text.
+///
+/// # Errors
+/// `config.syntax`
+pub(crate) fn tables(text: &str, path: &Path) -> Result<toml::Table, Fault> {
     let config = format!("config {}", path.display());
-    let tables: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+    text.parse().map_err(|error: toml::de::Error| {
         let line = error.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
         Fault::stop("config.syntax", format!("{config} line {line}: {}", error.message()))
-    })?;
+    })
+}
+
+/// Settings of the tables of a file.
+///
+/// # Errors
+/// `config.unknown_key`, `config.value`
+pub(crate) fn settings(tables: toml::Table, path: &Path) -> Result<Settings, Fault> {
+    let config = format!("config {}", path.display());
     let mut settings = Settings::default();
     for (table, keys) in tables {
         if !TABLES.contains(&table.as_str()) {

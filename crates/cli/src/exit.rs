@@ -36,7 +36,7 @@ pub fn of_fault(fault: &Fault) -> u8 {
     }
     match fault.code.split('.').next().unwrap_or_default() {
         "usage" | "config" | "task" | "template" | "sampling" | "constraint" | "device" | "output" | "row"
-        | "resume" | "record" | "merge" | "image" | "prompt" => USAGE,
+        | "resume" | "record" | "merge" | "lint" | "image" | "prompt" => USAGE,
         "input" => INPUT,
         "model" | "hub" | "checkpoint" | "tokenizer" | "chat" | "processor" | "weights" => MODEL,
         "plan" | "memory" => PLAN,

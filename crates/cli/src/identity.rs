@@ -5,7 +5,6 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
-use vgen_core::Backend;
 use vgen_mllama::hub::{self, HubOptions};
 use vgen_run::record::ModelRecord;
 
@@ -17,9 +16,9 @@ use crate::{demo, hub as environment};
 const WHOLE: u64 = 64 << 20;
 const BLOCK: u64 = 1 << 20;
 
-/// What is known of the backend's model.
-pub(crate) fn model(config: &Config, backend: &dyn Backend) -> ModelRecord {
-    let mut record = ModelRecord { name: backend.model_name().to_owned(), ..ModelRecord::default() };
+/// What is known of the backend's model, which is called `name`.
+pub(crate) fn model(config: &Config, name: &str) -> ModelRecord {
+    let mut record = ModelRecord { name: name.to_owned(), ..ModelRecord::default() };
     let BackendTable::Local(table) = &config.backend else { return record };
     let Some(model) = &table.model else { return record };
     if model == demo::MODEL {

@@ -102,7 +102,9 @@ pub(crate) const KEYS: &[Key] = &[
     key("run", "max_errors", NONE),
     key("run", "quiet", "false"),
     key("run", "stats", NONE),
+    key("run", "progress", "\"auto\""),
     key("run", "progress_interval", "10.0"),
+    key("run", "lint", "\"warn\""),
 ];
 
 const LOCAL: &[Key] = &[
@@ -176,6 +178,7 @@ const MOCK: &[Key] = &[
     key("backend", "model_name", "\"mock\""),
     key("backend", "answer", "\"answer to row {row}\""),
     key("backend", "delays_ms", "[]"),
+    key("backend", "service", NONE),
     key("backend", "window", "16"),
     key("backend", "input_tokens", "<words of the prompt>"),
     key("backend", "output_tokens", "<words of the answer>"),

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fmt::Display;
-use std::io::{self, IsTerminal};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,15 +9,21 @@ use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use vgen_backends::local::{Bytes, LoadEvent, LocalBackend, LocalOptions, ModelSource};
 use vgen_core::{Backend, Fault};
 use vgen_mllama::hub::HubEvent;
-use vgen_task::image::ImageLimits;
+use vgen_task::image::{ImageLimits, KeptImages};
 
 use crate::messages::Messages;
 use crate::table::{Images, LocalTable};
 use crate::{demo, hub};
 
 /// Loads the model; says on the way how far it is.
-pub(crate) fn open(table: &LocalTable, images: &Images, messages: &Messages) -> Result<Arc<dyn Backend>, Fault> {
-    let options = options(table, images)?;
+pub(crate) fn open(
+    table: &LocalTable,
+    images: &Images,
+    kept: Option<&Arc<KeptImages>>,
+    messages: &Messages,
+) -> Result<Arc<dyn Backend>, Fault> {
+    let mut options = options(table, images)?;
+    options.prepare.kept = kept.cloned();
     let loading = Loading::new(messages);
     let backend = LocalBackend::load(options, move |event| loading.show(event))?;
     Ok(Arc::new(backend))
@@ -96,8 +101,7 @@ struct Loading {
 
 impl Loading {
     fn new(messages: &Messages) -> Self {
-        let live = io::stderr().is_terminal() && !messages.is_quiet();
-        let bar = if live { ProgressBar::new(0) } else { ProgressBar::hidden() };
+        let bar = if messages.draws() { ProgressBar::new(0) } else { ProgressBar::hidden() };
         Self { messages: messages.clone().above(bar.clone()), bar, files: Mutex::default() }
     }
 

@@ -9,7 +9,7 @@ use crate::keys::{self, KEYS};
 use crate::settings::Settings;
 
 /// Keys that change no row: how fast, how loud, how far, where.
-const FREE: [&str; 50] = [
+const FREE: [&str; 52] = [
     "input.path",
     "input.limit",
     "output.path",
@@ -27,7 +27,9 @@ const FREE: [&str; 50] = [
     "run.window",
     "run.quiet",
     "run.stats",
+    "run.progress",
     "run.progress_interval",
+    "run.lint",
     "run.max_errors",
     "backend.batch_size",
     "backend.devices",

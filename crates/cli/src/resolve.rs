@@ -211,6 +211,8 @@ fn run(settings: &Settings) -> Result<Run, Fault> {
         })?,
         quiet: settings.parse("run", "quiet")?.unwrap_or(false),
         stats: settings.path("run", "stats")?,
+        progress: settings.parse("run", "progress")?.unwrap_or_default(),
+        lint: settings.parse("run", "lint")?.unwrap_or_default(),
         progress_interval: settings
             .parse_with("run", "progress_interval", quantity::seconds)?
             .unwrap_or(PROGRESS_INTERVAL),

@@ -103,7 +103,37 @@ pub(crate) struct Run {
     pub(crate) max_errors: Option<MaxErrors>,
     pub(crate) quiet: bool,
     pub(crate) stats: Option<PathBuf>,
+    pub(crate) progress: Progress,
     pub(crate) progress_interval: Duration,
+    pub(crate) lint: Lint,
+}
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Progress {
+    /// A live line on a terminal, lines of text elsewhere; objects where messages are JSON.
+    #[default]
+    Auto,
+    /// Lines of text.
+    Plain,
+    /// JSON objects.
+    Json,
+    /// Not at all.
+    None,
+}
+
+/// What comes of prompts that look wrong.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Lint {
+    /// Nobody looks.
+    Off,
+    /// Warnings.
+    #[default]
+    Warn,
+    /// The run does not begin.
+    Deny,
 }
 
 /// `[backend]`, by its kind.

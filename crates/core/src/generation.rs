@@ -40,6 +40,10 @@ pub struct Timings {
     pub queue: f64,
     /// Fetching, decoding and tiling images, rendering and tokenising text.
     pub prepare: f64,
+    /// While images, its own and those of rows that joined with it, were in the vision tower; `None` where that is
+    /// not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encode: Option<f64>,
     /// From submission to the first token.
     pub first_token: Option<f64>,
     /// From submission to the end.
@@ -76,6 +80,9 @@ pub struct Generation {
     pub finish_reason: Option<FinishReason>,
     /// What it took; `None` if the server didn't say.
     pub usage: Option<Usage>,
+    /// Tiles of the prompt's images (local backend only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tiles: Option<u64>,
     /// For each token of the answer, if asked for.
     pub logprobs: Option<Vec<TokenLogprob>>,
     /// Ids of the answer's tokens (local backend only).

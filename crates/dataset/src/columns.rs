@@ -96,12 +96,15 @@ pub struct Column {
     /// What it holds.
     #[serde(rename = "type")]
     pub kind: ColumnType,
+    /// What Hugging Face's `datasets` calls it, if its type does not tell: names of classes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feature: Option<Value>,
 }
 
 impl Column {
     /// A column.
     pub fn new(name: impl Into<String>, kind: ColumnType) -> Self {
-        Self { name: name.into(), kind }
+        Self { name: name.into(), kind, feature: None }
     }
 }
 
@@ -114,7 +117,7 @@ pub enum ImageStorage {
     Keep,
     /// Their paths or URLs only.
     Reference,
-    /// Their files' bytes; of a URL on the network only the URL.
+    /// Their bytes, with the path or URL that they are from.
     Embed,
 }
 

@@ -42,7 +42,7 @@ pub use columns::{Column, ColumnType, ImageStorage, UNFIT, infer, store_images};
 pub use csv::CsvSource;
 pub use error::DatasetError;
 pub use file_sink::FileSink;
-pub use images::{FolderOptions, ImageFolder, SidecarOptions, SidecarSink};
+pub use images::{FetchImage, FolderOptions, ImageColumn, ImageFolder, SidecarOptions, SidecarSink, StoredImages};
 pub use input::{InputFormat, InputOptions, expand, open, stdin};
 pub use jsonl::{DEFAULT_MAX_LINE_BYTES, JsonlOptions, JsonlSink, JsonlSource};
 pub use lookahead::Lookahead;

@@ -11,7 +11,7 @@ use crate::csv::CsvLines;
 use crate::file_sink::Format;
 use crate::jsonl::Lines;
 use crate::jsonl::compression::Compression;
-use crate::parquet::{ParquetLayout, RowGroups};
+use crate::parquet::RowGroups;
 use crate::{DatasetError, FileSink, InputFormat, InputOptions, Mark, RowSource, SourceRow, open};
 
 /// What an output is written in.
@@ -56,26 +56,23 @@ pub struct OutputLayout {
     pub columns: Vec<Column>,
     /// Input rows of a row group of Parquet.
     pub group_rows: usize,
-    /// The image column, if references stand in for its images.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reference_column: Option<String>,
 }
 
 impl OutputLayout {
-    /// Opens a file for a new output; `folder` is what relative paths of images to embed are relative to.
+    /// Opens a file for a new output.
     ///
     /// # Errors
     /// `output.open`
-    pub fn create(&self, path: &Path, folder: Option<PathBuf>) -> Result<FileSink, Fault> {
-        FileSink::create(path, self.writer(path, folder))
+    pub fn create(&self, path: &Path) -> Result<FileSink, Fault> {
+        FileSink::create(path, self.writer(path))
     }
 
     /// Goes on with a file behind `mark`.
     ///
     /// # Errors
     /// `output.open`, `output.write`
-    pub fn resume(&self, path: &Path, folder: Option<PathBuf>, mark: Mark) -> Result<FileSink, Fault> {
-        FileSink::resume(path, self.writer(path, folder), mark)
+    pub fn resume(&self, path: &Path, mark: Mark) -> Result<FileSink, Fault> {
+        FileSink::resume(path, self.writer(path), mark)
     }
 
     /// The rows of a file that was written so, as they were given to its sink.
@@ -99,7 +96,7 @@ impl OutputLayout {
         Ok(Box::new(Unpacked { source, json: json.map(|column| column.name.clone()).collect() }))
     }
 
-    fn writer(&self, path: &Path, folder: Option<PathBuf>) -> Box<dyn Format> {
+    fn writer(&self, path: &Path) -> Box<dyn Format> {
         let compression = Compression::of_path(path);
         match self.format {
             OutputFormat::Jsonl | OutputFormat::Sidecar => Box::new(Lines::new(compression)),
@@ -109,15 +106,7 @@ impl OutputLayout {
                 let separator = if plain.ends_with(".tsv") { b'\t' } else { b',' };
                 Box::new(CsvLines::new(&self.columns, separator, compression))
             }
-            OutputFormat::Parquet => {
-                let layout = ParquetLayout {
-                    columns: self.columns.clone(),
-                    group_rows: self.group_rows.max(1),
-                    reference_column: self.reference_column.clone(),
-                    folder,
-                };
-                Box::new(RowGroups::new(layout, path.to_string_lossy().into_owned()))
-            }
+            OutputFormat::Parquet => Box::new(RowGroups::new(self.columns.clone(), self.group_rows.max(1))),
         }
     }
 }

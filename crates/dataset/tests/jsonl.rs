@@ -27,7 +27,7 @@ fn open(path: &Path) -> Result<JsonlSource, Fault> {
 
 fn create(path: &Path) -> Result<FileSink, Fault> {
     let format = OutputFormat::of_path(path);
-    OutputLayout { format, columns: Vec::new(), group_rows: 1, reference_column: None }.create(path, None)
+    OutputLayout { format, columns: Vec::new(), group_rows: 1 }.create(path)
 }
 
 fn code<T>(result: Result<T, Fault>) -> String {

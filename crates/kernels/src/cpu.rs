@@ -1,5 +1,6 @@
 //! Which instruction sets the kernels use on this machine.
 
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// A set of instructions, each level containing those before it.
@@ -16,6 +17,24 @@ pub enum Level {
     Avx512Vnni,
     /// AVX-512 with VNNI and BF16 (dot products of bf16 pairs).
     Avx512Bf16,
+}
+
+impl FromStr for Level {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(match text {
+            "portable" => Self::Portable,
+            "avx2" => Self::Avx2,
+            "avx512" => Self::Avx512,
+            "avx512vnni" => Self::Avx512Vnni,
+            "avx512bf16" => Self::Avx512Bf16,
+            _ => {
+                let names = "portable, avx2, avx512, avx512vnni and avx512bf16 are";
+                return Err(format!("{text:?} is no set of instructions: {names}"));
+            }
+        })
+    }
 }
 
 impl Level {

@@ -14,6 +14,7 @@ pub mod activation;
 mod aligned;
 pub mod attention;
 pub mod cpu;
+mod epilogue;
 mod error;
 mod exp;
 mod linear;
@@ -22,15 +23,17 @@ mod linear_f32;
 mod linear_quant;
 mod multiversion;
 pub mod norm;
+mod panels;
 mod product;
 pub mod quant;
+mod quantize_rows;
 pub mod rope;
 pub mod tensor;
 pub mod threads;
-mod top_k;
+pub mod token_mask;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use epilogue::Epilogue;
 pub use error::{Error, Result};
-pub use linear::{Element, Epilogue, Format, PackedLinear};
-pub use top_k::top_k;
+pub use linear::{Element, Format, PackedLinear, Product, forward_each};

@@ -1,12 +1,14 @@
 //! [`PackedLinear`]: a weight matrix in the layout that its product wants.
 
-use crate::activation::gelu_all;
 use crate::cpu::Level;
+use crate::epilogue::Epilogue;
 use crate::error::{Error, Result, check_len};
 use crate::linear_bf16::Bf16;
 use crate::linear_f32::F32;
 use crate::linear_quant::Quant;
-use crate::product;
+use crate::norm::Norm;
+use crate::panels::Panels;
+use crate::product::{self, Input, Kernel, Part};
 use crate::quant::BlockFormat;
 
 /// A number that weights can come as.
@@ -46,17 +48,6 @@ pub enum Format {
     Block(BlockFormat),
 }
 
-/// What is done to the product's outputs while they are still in the cache.
-#[derive(Clone, Copy, Debug)]
-pub enum Epilogue<'a> {
-    /// Nothing.
-    None,
-    /// Adds a vector of `n_out` values to every row.
-    Bias(&'a [f32]),
-    /// Adds a vector of `n_out` values to every row, then takes gelu with the error function.
-    BiasGelu(&'a [f32]),
-}
-
 enum Weights {
     F32(F32),
     Bf16(Bf16),
@@ -69,14 +60,12 @@ enum Weights {
 /// threads.
 pub struct PackedLinear {
     weights: Weights,
-    n_out: usize,
-    k_in: usize,
     format: Format,
 }
 
 impl std::fmt::Debug for PackedLinear {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "PackedLinear({:?}, [{}, {}])", self.format, self.n_out, self.k_in)
+        write!(f, "PackedLinear({:?}, [{}, {}])", self.format, self.n_out(), self.k_in())
     }
 }
 
@@ -127,19 +116,19 @@ impl PackedLinear {
             return Err(Error::Size { what: "k_in", got: 0, rule: "at least 1" });
         }
         let weights = match format {
-            Format::F32 => Weights::F32(F32::pack(n_out, k_in, level, row)),
-            Format::Bf16 => Weights::Bf16(Bf16::pack(n_out, k_in, true, level, row)),
-            Format::Bf16Wide => Weights::Bf16(Bf16::pack(n_out, k_in, false, level, row)),
+            Format::F32 => Weights::F32(F32::pack((n_out, k_in), level, row)),
+            Format::Bf16 => Weights::Bf16(Bf16::pack((n_out, k_in), true, level, row)),
+            Format::Bf16Wide => Weights::Bf16(Bf16::pack((n_out, k_in), false, level, row)),
             Format::Block(format) => {
                 let blocks = |r: usize, blocks: &mut [u8]| {
                     let mut values = vec![0.0; k_in];
                     row(r, &mut values);
                     format.quantize_row(&values, blocks)
                 };
-                Weights::Quant(Quant::pack(n_out, k_in, format, level, &blocks)?)
+                Weights::Quant(Quant::pack((n_out, k_in), format, level, &blocks)?)
             }
         };
-        Ok(Self { weights, n_out, k_in, format })
+        Ok(Self { weights, format })
     }
 
     /// Packs weights that are quantised already: `row` gives each of the `n_out` rows as a GGUF file holds it.
@@ -161,20 +150,28 @@ impl PackedLinear {
             to.copy_from_slice(blocks);
             Ok(())
         };
-        let weights = Weights::Quant(Quant::pack(n_out, k_in, format, Level::current(), &row)?);
-        Ok(Self { weights, n_out, k_in, format: Format::Block(format) })
+        let weights = Weights::Quant(Quant::pack((n_out, k_in), format, Level::current(), &row)?);
+        Ok(Self { weights, format: Format::Block(format) })
+    }
+
+    fn panels(&self) -> &Panels {
+        match &self.weights {
+            Weights::F32(weights) => weights.panels(),
+            Weights::Bf16(weights) => weights.panels(),
+            Weights::Quant(weights) => weights.panels(),
+        }
     }
 
     /// Number of outputs.
     #[must_use]
     pub fn n_out(&self) -> usize {
-        self.n_out
+        self.panels().n_out
     }
 
     /// Length of an input row.
     #[must_use]
     pub fn k_in(&self) -> usize {
-        self.k_in
+        self.panels().k_in
     }
 
     /// How the weights are held.
@@ -186,11 +183,7 @@ impl PackedLinear {
     /// Bytes of memory that the packed weights take.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        match &self.weights {
-            Weights::F32(weights) => weights.bytes(),
-            Weights::Bf16(weights) => weights.bytes(),
-            Weights::Quant(weights) => weights.bytes(),
-        }
+        self.panels().bytes()
     }
 
     /// `out[m, n_out] = x[m, k_in] · weightᵀ + bias`, all row-major.
@@ -206,40 +199,65 @@ impl PackedLinear {
     /// # Errors
     /// If a slice has another length than its shape gives.
     pub fn forward_with(&self, x: &[f32], m: usize, out: &mut [f32], epilogue: Epilogue<'_>) -> Result<()> {
-        check_len("x", x.len(), m * self.k_in)?;
-        check_len("out", out.len(), m * self.n_out)?;
-        if let Epilogue::Bias(bias) | Epilogue::BiasGelu(bias) = epilogue {
-            check_len("bias", bias.len(), self.n_out)?;
-        }
-        let level = Level::current();
-        match epilogue {
-            Epilogue::None => self.product(x, m, out, None),
-            Epilogue::Bias(bias) => self.product(x, m, out, Some(&|col, values| add(values, &bias[col..]))),
-            Epilogue::BiasGelu(bias) => {
-                let finish = |col: usize, values: &mut [f32]| {
-                    add(values, &bias[col..]);
-                    gelu_all(level, values);
-                };
-                self.product(x, m, out, Some(&finish));
-            }
-        }
-        Ok(())
+        forward_each(x, m, None, &mut [Product { linear: self, out, epilogue }])
     }
 
-    fn product(&self, x: &[f32], m: usize, out: &mut [f32], finish: Option<product::Finish<'_>>) {
-        match &self.weights {
-            Weights::F32(weights) => product::run(weights, x, m, out, finish),
-            Weights::Bf16(weights) => product::run(weights, x, m, out, finish),
-            Weights::Quant(weights) => product::run(weights, x, m, out, finish),
-        }
+    /// Whether rows that are packed for the one can be used with the other.
+    fn takes_rows_of(&self, other: &Self) -> bool {
+        let same = |linear: &Self| (linear.format, linear.k_in(), linear.panels().level);
+        same(self) == same(other)
     }
 }
 
-/// Adds `b` to `a`, element by element, as far as `a` goes.
-fn add(a: &mut [f32], b: &[f32]) {
-    for (a, b) in a.iter_mut().zip(b) {
-        *a += b;
+/// One of several products of the same rows.
+#[derive(Debug)]
+pub struct Product<'a> {
+    /// The weights.
+    pub linear: &'a PackedLinear,
+    /// Its outputs, `[m, n_out]`.
+    pub out: &'a mut [f32],
+    /// What is done to them.
+    pub epilogue: Epilogue<'a>,
+}
+
+/// `out = epilogue(norm(x) · weightᵀ)` for several weights. Where they are of one format, rows are normed, rounded or
+/// quantised once for all, and the threads meet once. The bits are those of single steps.
+///
+/// # Errors
+/// If a slice has another length than its shape gives.
+pub fn forward_each(x: &[f32], m: usize, norm: Option<Norm<'_>>, products: &mut [Product<'_>]) -> Result<()> {
+    let Some(first) = products.first().map(|product| product.linear) else { return Ok(()) };
+    for Product { linear, out, epilogue } in &*products {
+        check_len("x", x.len(), m * linear.k_in())?;
+        check_len("out", out.len(), m * linear.n_out())?;
+        epilogue.check(m, linear.n_out())?;
     }
+    if let Some(norm) = norm {
+        norm.check(first.k_in())?;
+    }
+    if !products.iter().all(|product| product.linear.takes_rows_of(first)) {
+        let normed = norm.map(|norm| norm.of(x)).transpose()?;
+        let x = normed.as_deref().unwrap_or(x);
+        return products.iter_mut().try_for_each(|Product { linear, out, epilogue }| {
+            forward_each(x, m, None, &mut [Product { linear, out, epilogue: *epilogue }])
+        });
+    }
+    let input = Input { x, rows: m, norm };
+    macro_rules! run {
+        ($kind:ident) => {{
+            let parts = products.iter_mut().filter_map(|Product { linear, out, epilogue }| match &linear.weights {
+                Weights::$kind(kernel) => Some(Part { kernel, out, epilogue: *epilogue }),
+                _ => None,
+            });
+            product::run(input, &mut parts.collect::<Vec<_>>());
+        }};
+    }
+    match &first.weights {
+        Weights::F32(_) => run!(F32),
+        Weights::Bf16(_) => run!(Bf16),
+        Weights::Quant(_) => run!(Quant),
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -9,75 +9,55 @@
 //! Panels are `[k / 2][32][2]`, so that both ways read one 32-bit word per output and pair of k.
 #![allow(unsafe_code)] // tiles are written through pointers
 
-use half::bf16;
-
-use crate::aligned::Aligned;
 use crate::cpu::Level;
 use crate::linear_f32::{K_BLOCK, interleave, tile_portable};
 use crate::multiversion::by_level;
+use crate::panels::Panels;
 use crate::product::{Kernel, PANEL};
-use crate::threads;
 
 /// k of one block of bf16 pairs: a panel's block is 32 KiB, as with f32.
 const K_BLOCK_PAIRS: usize = 512;
 
 /// Multiplies packed rows by `pairs` pairs of a panel: `(packed rows, panel, pairs, tile, stride, set or
 /// add, weights to ask for)`.
+#[cfg(target_arch = "x86_64")]
 pub(crate) type TileBf16 = unsafe fn(*const u32, *const u32, usize, *mut f32, usize, bool, *const u8);
 
 /// As [`TileBf16`] with packed rows in f32, two for each pair.
+#[cfg(target_arch = "x86_64")]
 pub(crate) type TileWiden = unsafe fn(*const f32, *const u32, usize, *mut f32, usize, bool, *const u8);
 
 /// Weights `[n_out, k_in]` as bf16 in panels.
 pub(crate) struct Bf16 {
-    panels: Aligned,
-    n_out: usize,
-    k_in: usize,
-    level: Level,
+    panels: Panels,
     rounded: bool,
 }
 
 impl Bf16 {
     pub(crate) fn pack(
-        n_out: usize,
-        k_in: usize,
+        size: (usize, usize),
         rounded: bool,
         level: Level,
         row: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) -> Self {
-        let pairs = k_in.div_ceil(2);
-        let len = n_out.div_ceil(PANEL) * pairs * PANEL * 2;
-        let mut panels = Aligned::zeroed(len * size_of::<u16>());
-        threads::run_chunks(
-            threads::for_work(n_out * k_in),
-            &mut panels.as_mut_slice::<u16>()[..len],
-            pairs * PANEL * 2,
-            |p, panel| {
-                let mut values = vec![0.0; k_in];
-                for j in 0..PANEL.min(n_out - p * PANEL) {
-                    row(p * PANEL + j, &mut values);
-                    for (at, pair) in panel[2 * j..].chunks_mut(PANEL * 2).zip(values.chunks(2)) {
-                        for (at, value) in at.iter_mut().zip(pair) {
-                            *at = bf16::from_f32(*value).to_bits();
-                        }
-                    }
+        let len = size.1.div_ceil(2) * PANEL * 2;
+        let panels = Panels::pack(size, level, len, row, |values, j, panel: &mut [u16]| {
+            for (at, pair) in panel[2 * j..].chunks_mut(PANEL * 2).zip(values.chunks(2)) {
+                for (at, value) in at.iter_mut().zip(pair) {
+                    *at = round(value.to_bits()) as u16;
                 }
-            },
-        );
-        Self { panels, n_out, k_in, level, rounded }
-    }
-
-    pub(crate) fn bytes(&self) -> usize {
-        self.panels.bytes()
+            }
+        });
+        Self { panels, rounded }
     }
 
     fn pairs(&self) -> usize {
-        self.k_in.div_ceil(2)
+        self.panels.k_in.div_ceil(2)
     }
 
     /// Whether rows are packed as bf16 pairs for the instruction that takes them.
     fn by_pairs(&self) -> bool {
-        self.rounded && self.level >= Level::Avx512Bf16
+        self.rounded && self.panels.level >= Level::Avx512Bf16
     }
 
     fn k_block(&self) -> usize {
@@ -86,28 +66,24 @@ impl Bf16 {
 }
 
 impl Kernel for Bf16 {
+    fn panels(&self) -> &Panels {
+        &self.panels
+    }
+
     fn max_rows(&self) -> usize {
-        if self.level >= Level::Avx512 { 12 } else { 6 }
-    }
-
-    fn n_out(&self) -> usize {
-        self.n_out
-    }
-
-    fn k_in(&self) -> usize {
-        self.k_in
+        if self.panels.level >= Level::Avx512 { 12 } else { 6 }
     }
 
     fn k_blocks(&self) -> usize {
-        self.k_in.div_ceil(self.k_block())
+        self.panels.k_in.div_ceil(self.k_block())
+    }
+
+    fn block_at(&self, block: usize) -> usize {
+        block * self.k_block() * PANEL * size_of::<u16>()
     }
 
     fn row_bytes(&self) -> usize {
         self.pairs() * if self.by_pairs() { 4 } else { 8 }
-    }
-
-    fn panel_bytes(&self) -> usize {
-        self.pairs() * PANEL * 4
     }
 
     fn macs_per_ns(&self) -> usize {
@@ -116,10 +92,10 @@ impl Kernel for Bf16 {
 
     fn pack_rows(&self, x: &[f32], rows: usize, packed: &mut [u8]) {
         if self.by_pairs() {
-            return pack_pairs(self.level, x, rows, self.k_in, packed);
+            return pack_pairs(self.panels.level, x, rows, self.panels.k_in, packed);
         }
-        let tail = rows * self.k_in * 4;
-        interleave(x, rows, self.k_in, packed);
+        let tail = rows * self.panels.k_in * 4;
+        interleave(x, rows, self.panels.k_in, packed);
         packed[tail..].fill(0);
         if self.rounded {
             for value in packed.chunks_exact_mut(4) {
@@ -127,11 +103,6 @@ impl Kernel for Bf16 {
                 value.copy_from_slice(&(round(bits) << 16).to_ne_bytes());
             }
         }
-    }
-
-    fn weights(&self, panel: usize, block: usize) -> *const u8 {
-        let at = (panel * self.pairs() + block * self.k_block() / 2) * PANEL;
-        self.panels.as_slice::<f32>().as_ptr().wrapping_add(at).cast()
     }
 
     unsafe fn tile(
@@ -155,10 +126,10 @@ impl Kernel for Bf16 {
                     return crate::x86::avx512::TILES_BF16[rows - 1](a, w, pairs, tile, stride, block == 0, ahead);
                 }
                 let a = packed.cast::<f32>().add(2 * from * rows);
-                if self.level >= Level::Avx512 {
+                if self.panels.level >= Level::Avx512 {
                     return crate::x86::avx512::TILES_WIDEN[rows - 1](a, w, pairs, tile, stride, block == 0, ahead);
                 }
-                if self.level >= Level::Avx2 {
+                if self.panels.level >= Level::Avx2 {
                     return crate::x86::avx2::TILES_WIDEN[rows - 1](a, w, pairs, tile, stride, block == 0, ahead);
                 }
             }

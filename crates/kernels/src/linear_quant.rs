@@ -12,25 +12,22 @@
 
 use half::f16;
 
-use crate::aligned::Aligned;
 use crate::cpu::Level;
 use crate::error::Result;
-use crate::multiversion::by_level;
+use crate::panels::Panels;
 use crate::product::{Kernel, PANEL};
 use crate::quant::{BlockFormat, GROUP, half_at};
-use crate::threads;
+use crate::quantize_rows::{ROW_GROUP, quantize_rows};
 
 /// Groups in one block of k.
 const BLOCK_GROUPS: usize = 32;
-
-/// Bytes of a packed row for one group: 32 numbers, `e`, what the dot product starts from, and `e·Σx`.
-pub(crate) const ROW_GROUP: usize = GROUP + 12;
 
 /// Most rows of a tile.
 pub(crate) const TILE_ROWS: usize = 6;
 
 /// Multiplies packed rows by groups of a panel: `(packed rows, panel, groups, tile, stride, set or
 /// add, weights to ask for)`.
+#[cfg(target_arch = "x86_64")]
 pub(crate) type TileQuant = unsafe fn(*const u8, *const u8, usize, *mut f32, usize, bool, *const u8);
 
 /// How a panel is laid out; the numbers stand for the format in the tiles' const parameters.
@@ -62,11 +59,8 @@ pub(crate) const fn group_at(kind: u8, g: usize) -> usize {
 
 /// Weights `[n_out, k_in]` in quantised panels.
 pub(crate) struct Quant {
-    panels: Aligned,
+    panels: Panels,
     format: BlockFormat,
-    n_out: usize,
-    k_in: usize,
-    level: Level,
 }
 
 fn kind(format: BlockFormat) -> u8 {
@@ -78,24 +72,25 @@ fn kind(format: BlockFormat) -> u8 {
     }
 }
 
+/// Groups of a row, filled up to whole blocks.
+fn groups(format: BlockFormat, k_in: usize) -> usize {
+    k_in.div_ceil(format.block_len()) * format.block_len() / GROUP
+}
+
 impl Quant {
     /// Packs rows of blocks; `row` writes the blocks of a row.
     pub(crate) fn pack(
-        n_out: usize,
-        k_in: usize,
+        (n_out, k_in): (usize, usize),
         format: BlockFormat,
         level: Level,
         row: &(dyn Fn(usize, &mut [u8]) -> Result<()> + Sync),
     ) -> Result<Self> {
-        let groups = k_in.div_ceil(format.block_len()) * format.block_len() / GROUP;
-        let panel_bytes = group_at(kind(format), groups);
-        let mut panels = Aligned::zeroed(n_out.div_ceil(PANEL) * panel_bytes);
+        let panel_bytes = group_at(kind(format), groups(format, k_in));
         let failed = std::sync::Mutex::new(None);
-        let all = &mut panels.as_mut_slice::<u8>()[..n_out.div_ceil(PANEL) * panel_bytes];
-        threads::run_chunks(threads::for_work(n_out * k_in), all, panel_bytes, |p, panel| {
+        let panels = Panels::fill((n_out, k_in), level, panel_bytes, |outputs, panel| {
             let mut blocks = vec![0; format.row_bytes(k_in)];
-            for j in 0..PANEL.min(n_out - p * PANEL) {
-                match row(p * PANEL + j, &mut blocks) {
+            for (j, output) in outputs.enumerate() {
+                match row(output, &mut blocks) {
                     Ok(()) => place(format, &blocks, j, panel),
                     Err(error) => *failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error),
                 }
@@ -103,16 +98,12 @@ impl Quant {
         });
         match failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
             Some(error) => Err(error),
-            None => Ok(Self { panels, format, n_out, k_in, level }),
+            None => Ok(Self { panels, format }),
         }
     }
 
-    pub(crate) fn bytes(&self) -> usize {
-        self.panels.bytes()
-    }
-
     fn groups(&self) -> usize {
-        self.k_in.div_ceil(self.format.block_len()) * self.format.block_len() / GROUP
+        groups(self.format, self.panels.k_in)
     }
 }
 
@@ -127,14 +118,15 @@ fn place(format: BlockFormat, blocks: &[u8], j: usize, panel: &mut [u8]) {
             let (weights, scales) = to.split_at_mut(weight_bytes(kind));
             let q = format.group(block, i).q;
             for (word, to) in weights.chunks_exact_mut(4 * PANEL).enumerate() {
-                for (byte, to) in to[4 * j..4 * j + 4].iter_mut().enumerate() {
+                let byte = |byte: usize| {
                     let k = 4 * word + byte;
-                    *to = if kind == Q8_0 {
+                    if kind == Q8_0 {
                         q[k].cast_unsigned() ^ 0x80
                     } else {
                         q[k].cast_unsigned() | q[k + GROUP / 2].cast_unsigned() << 4
-                    };
-                }
+                    }
+                };
+                to[4 * j..4 * j + 4].copy_from_slice(&std::array::from_fn::<u8, 4, _>(byte));
             }
             if kind == Q4_K {
                 let (scale, min) = BlockFormat::small_scales(block, i);
@@ -156,43 +148,38 @@ fn place(format: BlockFormat, blocks: &[u8], j: usize, panel: &mut [u8]) {
 }
 
 impl Kernel for Quant {
+    fn panels(&self) -> &Panels {
+        &self.panels
+    }
+
     fn max_rows(&self) -> usize {
         TILE_ROWS
-    }
-
-    fn n_out(&self) -> usize {
-        self.n_out
-    }
-
-    fn k_in(&self) -> usize {
-        self.k_in
     }
 
     fn k_blocks(&self) -> usize {
         self.groups().div_ceil(BLOCK_GROUPS)
     }
 
+    fn block_at(&self, block: usize) -> usize {
+        group_at(kind(self.format), block * BLOCK_GROUPS)
+    }
+
     fn row_bytes(&self) -> usize {
         self.groups() * ROW_GROUP
     }
 
-    fn panel_bytes(&self) -> usize {
-        group_at(kind(self.format), self.groups())
-    }
-
     fn macs_per_ns(&self) -> usize {
-        if self.level >= Level::Avx512Vnni { 150 } else { 50 }
+        if self.panels.level >= Level::Avx512Vnni { 150 } else { 50 }
     }
 
     fn pack_rows(&self, x: &[f32], rows: usize, packed: &mut [u8]) {
-        let zero = if self.format == BlockFormat::Q8_0 { 128 } else { 8 };
-        let zero = if matches!(self.format, BlockFormat::Q8_0 | BlockFormat::Q4_0) { zero } else { 0 };
-        quantize_rows(self.level, x, rows, self.k_in, zero, packed);
-    }
-
-    fn weights(&self, panel: usize, block: usize) -> *const u8 {
-        let at = panel * self.panel_bytes() + group_at(kind(self.format), block * BLOCK_GROUPS);
-        self.panels.as_slice::<u8>().as_ptr().wrapping_add(at)
+        // What the stored numbers have added, to be taken off the dot products.
+        let zero = match self.format {
+            BlockFormat::Q8_0 => 128,
+            BlockFormat::Q4_0 => 8,
+            BlockFormat::Q4_1 | BlockFormat::Q4K => 0,
+        };
+        quantize_rows(self.panels.level, x, (rows, self.panels.k_in), zero, packed);
     }
 
     unsafe fn tile(
@@ -214,27 +201,13 @@ impl Kernel for Quant {
             #[cfg(target_arch = "x86_64")]
             {
                 let kind = usize::from(kind);
-                if self.level >= Level::Avx512Vnni {
-                    return crate::x86::quant::TILES_VNNI[kind][rows - 1](
-                        a,
-                        w,
-                        groups,
-                        tile,
-                        stride,
-                        block == 0,
-                        ahead,
-                    );
+                if self.panels.level >= Level::Avx512Vnni {
+                    let tiles = &crate::x86::quant::TILES_VNNI[kind];
+                    return tiles[rows - 1](a, w, groups, tile, stride, block == 0, ahead);
                 }
-                if self.level >= Level::Avx2 {
-                    return crate::x86::quant::TILES_AVX2[kind][rows - 1](
-                        a,
-                        w,
-                        groups,
-                        tile,
-                        stride,
-                        block == 0,
-                        ahead,
-                    );
+                if self.panels.level >= Level::Avx2 {
+                    let tiles = &crate::x86::quant::TILES_AVX2[kind];
+                    return tiles[rows - 1](a, w, groups, tile, stride, block == 0, ahead);
                 }
             }
             let _ = ahead;
@@ -296,60 +269,5 @@ fn scales_portable(kind: u8, panel: &[u8], g: usize, j: usize) -> (f32, Option<f
             (half(shared + 2 * j) * scale, Some(-(half(shared + 2 * (PANEL + j)) * min)))
         }
         _ => (half(at + 2 * j), None),
-    }
-}
-
-by_level! {
-    /// `[rows, k]` to groups: `[8][rows][4]` numbers, then of each row `e`, `−zero·Σx` and `e·Σx`.
-    ///
-    /// A row with a NaN or an infinity in a group gets NaN as the group's scale, so that it does not pass unseen.
-    fn quantize_rows(x: &[f32], rows: usize, k: usize, zero: i32, packed: &mut [u8]) = quantize_rows_body
-}
-
-#[inline(always)]
-fn quantize_rows_body<const FUSED: bool>(x: &[f32], rows: usize, k: usize, zero: i32, packed: &mut [u8]) {
-    const ROUND: f32 = 12_582_912.0;
-    for (r, row) in x.chunks_exact(k).enumerate() {
-        for (g, packed) in packed.chunks_exact_mut(ROW_GROUP * rows).enumerate() {
-            let mut values = [0.0f32; GROUP];
-            if let Some(from) = row.get(g * GROUP..(g + 1) * GROUP) {
-                values.copy_from_slice(from);
-            } else if let Some(from) = row.get(g * GROUP..) {
-                values[..from.len()].copy_from_slice(from);
-            }
-            let (mut largest, mut probe) = ([0.0f32; 8], [0.0f32; 8]);
-            for chunk in values.chunks_exact(8) {
-                for i in 0..8 {
-                    let size = chunk[i].abs();
-                    largest[i] = if size > largest[i] { size } else { largest[i] };
-                    probe[i] += chunk[i] * 0.0;
-                }
-            }
-            let largest = largest.into_iter().fold(0.0, |a, b| if b > a { b } else { a });
-            let probe: f32 = probe.into_iter().sum();
-            let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-            // 127 / largest overflows for subnormal groups: they are nothing next to the others.
-            let inverse = if inverse < f32::INFINITY { inverse } else { 0.0 };
-            let scale = largest / 127.0 + probe;
-            let (mut q, mut sums) = ([0i32; GROUP], [0i32; 8]);
-            for (q, value) in q.iter_mut().zip(values) {
-                // The whole number stands in the low bits; |value·inverse| ≤ 127 up to rounding.
-                *q = (value * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()).cast_signed();
-            }
-            for chunk in q.chunks_exact(8) {
-                for i in 0..8 {
-                    sums[i] = sums[i].wrapping_add(chunk[i]);
-                }
-            }
-            let sum = sums.into_iter().fold(0i32, i32::wrapping_add);
-            for (word, q) in q.chunks_exact(4).enumerate() {
-                let bytes = [q[0] as u8, q[1] as u8, q[2] as u8, q[3] as u8];
-                packed[(word * rows + r) * 4..][..4].copy_from_slice(&bytes);
-            }
-            let tail = GROUP * rows + 4 * r;
-            packed[tail..][..4].copy_from_slice(&scale.to_ne_bytes());
-            packed[tail + 4 * rows..][..4].copy_from_slice(&zero.wrapping_mul(sum).wrapping_neg().to_ne_bytes());
-            packed[tail + 8 * rows..][..4].copy_from_slice(&(scale * sum as f32).to_ne_bytes());
-        }
     }
 }

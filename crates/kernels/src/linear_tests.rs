@@ -208,13 +208,8 @@ fn extremes_of_quantised_numbers_do_not_overflow() {
         Ok(())
     };
     for level in Level::available() {
-        let quant = Quant::pack(1, 32, BlockFormat::Q8_0, level, &row).unwrap();
-        let linear = PackedLinear {
-            weights: Weights::Quant(quant),
-            n_out: 1,
-            k_in: 32,
-            format: Format::Block(BlockFormat::Q8_0),
-        };
+        let quant = Quant::pack((1, 32), BlockFormat::Q8_0, level, &row).unwrap();
+        let linear = PackedLinear { weights: Weights::Quant(quant), format: Format::Block(BlockFormat::Q8_0) };
         assert_eq!(forward(&linear, &[127.0; 32], 1), [-128.0 * 127.0 * 32.0], "{level:?}");
         assert_eq!(forward(&linear, &[-127.0; 32], 1), [128.0 * 127.0 * 32.0], "{level:?}");
     }
@@ -256,8 +251,53 @@ fn bias_is_added_once_per_element() {
     }
     let mut want = out.clone();
     crate::activation::gelu_erf(&mut want);
-    linear.forward_with(&x, m, &mut out, Epilogue::BiasGelu(&bias)).unwrap();
+    linear.forward_with(&x, m, &mut out, Epilogue::Gelu { bias: Some(&bias) }).unwrap();
     assert_eq!(bits(&out), bits(&want));
+}
+
+#[test]
+fn several_products_of_normed_rows_have_the_bits_of_single_steps() {
+    let (m, k) = (19, 320);
+    let x = noise(m * k, 30);
+    let (weight, bias) = (noise(k, 31), noise(k, 32));
+    let (rms, layer) =
+        (Norm::Rms { weight: &weight, eps: 1e-5 }, Norm::Layer { weight: &weight, bias: &bias, eps: 1e-6 });
+    let formats = [Format::F32, Format::Bf16, Format::Bf16Wide, Format::Block(BlockFormat::Q8_0)];
+    for (norm, mixed) in [(None, false), (Some(rms), false), (Some(layer), false), (Some(rms), true)] {
+        for (i, format) in formats.into_iter().enumerate() {
+            // The last outputs of one weight are no full panel.
+            let sizes = [70, 33, 1];
+            let linears: Vec<_> = (0..3)
+                .map(|p| {
+                    let format = if mixed { formats[(i + p) % formats.len()] } else { format };
+                    pack(Level::current(), format, &noise(sizes[p] * k, p as u64), sizes[p], k)
+                })
+                .collect();
+            let (offset, h) = (noise(70, 33), noise(m * 33, 34));
+            let epilogues = [
+                Epilogue::Gelu { bias: Some(&offset) },
+                Epilogue::Residual { bias: None, h: &h, gate: 0.3 },
+                Epilogue::None,
+            ];
+            let mut outs: Vec<_> = sizes.iter().map(|n| vec![f32::NAN; m * n]).collect();
+            let mut products: Vec<_> = linears
+                .iter()
+                .zip(&mut outs)
+                .zip(epilogues)
+                .map(|((linear, out), epilogue)| Product { linear, out, epilogue })
+                .collect();
+            forward_each(&x, m, norm, &mut products).unwrap();
+            let normed = norm.map_or(x.clone(), |norm| norm.of(&x).unwrap());
+            let mut want = vec![0.0; m * 70];
+            linears[0].forward(&normed, m, &mut want, Some(&offset)).unwrap();
+            crate::activation::gelu_erf(&mut want);
+            assert_eq!(bits(&outs[0]), bits(&want), "{format:?} {norm:?}");
+            let mut want = h.clone();
+            crate::activation::add_gated(&mut want, &forward(&linears[1], &normed, m), 0.3, 33, None).unwrap();
+            assert_eq!(bits(&outs[1]), bits(&want), "{format:?} {norm:?}");
+            assert_eq!(bits(&outs[2]), bits(&forward(&linears[2], &normed, m)), "{format:?} {norm:?}");
+        }
+    }
 }
 
 #[test]
@@ -295,4 +335,12 @@ fn wrong_lengths_are_errors() {
     assert!(linear.forward(&[0.0; 6], 2, &mut [0.0; 5], None).is_err());
     assert!(linear.forward(&[0.0; 6], 2, &mut [0.0; 4], Some(&[0.0; 3])).is_err());
     assert!(PackedLinear::pack_f32(&[0.0f32; 5], 2, 3).is_err());
+    let mut out = [0.0; 4];
+    let mut with =
+        |norm, epilogue| forward_each(&[0.0; 6], 2, norm, &mut [Product { linear: &linear, out: &mut out, epilogue }]);
+    assert!(with(Some(Norm::Rms { weight: &[0.0; 3], eps: 1.0 }), Epilogue::None).is_ok());
+    assert!(with(Some(Norm::Rms { weight: &[0.0; 2], eps: 1.0 }), Epilogue::None).is_err());
+    assert!(with(Some(Norm::Layer { weight: &[0.0; 3], bias: &[0.0; 2], eps: 1.0 }), Epilogue::None).is_err());
+    assert!(with(None, Epilogue::Residual { bias: None, h: &[0.0; 3], gate: 1.0 }).is_err());
+    assert!(with(None, Epilogue::Residual { bias: Some(&[0.0; 1]), h: &[0.0; 4], gate: 1.0 }).is_err());
 }

@@ -24,6 +24,58 @@ fn check_rows(what: &'static str, len: usize, width: usize) -> Result<()> {
     check_len(what, len, len.checked_div(width).unwrap_or(0) * width)
 }
 
+/// A norm of every row, for products that take it of their input.
+#[derive(Clone, Copy, Debug)]
+pub enum Norm<'a> {
+    /// [`rms_norm`].
+    Rms {
+        /// Factors, one for each place of a row.
+        weight: &'a [f32],
+        /// Added to the mean square.
+        eps: f32,
+    },
+    /// [`layer_norm`].
+    Layer {
+        /// Factors, one for each place of a row.
+        weight: &'a [f32],
+        /// Added last, one for each place of a row.
+        bias: &'a [f32],
+        /// Added to the variance.
+        eps: f32,
+    },
+}
+
+impl Norm<'_> {
+    /// Checks the lengths for rows of `width`.
+    pub(crate) fn check(self, width: usize) -> Result<()> {
+        match self {
+            Self::Rms { weight, .. } => check_len("norm weight", weight.len(), width),
+            Self::Layer { weight, bias, .. } => {
+                check_len("norm weight", weight.len(), width)?;
+                check_len("norm bias", bias.len(), width)
+            }
+        }
+    }
+
+    /// Of a few rows, on this thread.
+    pub(crate) fn rows(self, level: Level, x: &[f32], out: &mut [f32]) {
+        match self {
+            Self::Rms { weight, eps } => rms_rows(level, x, weight, eps, out),
+            Self::Layer { weight, bias, eps } => layer_rows(level, x, weight, bias, eps, out),
+        }
+    }
+
+    /// Of any number of rows.
+    pub(crate) fn of(self, x: &[f32]) -> Result<Vec<f32>> {
+        let mut out = vec![0.0; x.len()];
+        match self {
+            Self::Rms { weight, eps } => rms_norm(x, weight, eps, &mut out)?,
+            Self::Layer { weight, bias, eps } => layer_norm(x, weight, bias, eps, &mut out)?,
+        }
+        Ok(out)
+    }
+}
+
 /// `out = x / sqrt(mean(x²) + eps) · weight` for every row of `x`, whose width is the length of `weight`.
 ///
 /// # Errors

@@ -6,11 +6,16 @@
 //! each computed by one tile call in the kernel's own fixed order. So the cut along m and n and the number of threads
 //! can follow the machine without changing a bit of the result.
 //!
-//! Rows are first brought into the kernel's layout (interleaved by row block, rounded or quantised), at most
-//! [`ROWS_AT_ONCE`] at a time to bound the scratch space.
+//! Rows are first brought into the kernel's layout (interleaved by row block, rounded or quantised, after a norm if there
+//! is one), at most [`ROWS_AT_ONCE`] at a time to bound the scratch space. A call can take several weights that want the
+//! same layout: queries, keys and values, for example.
 #![allow(unsafe_code)] // tiles are computed through pointers by several threads
 
 use crate::aligned::{self, Aligned};
+use crate::cpu::Level;
+use crate::epilogue::Epilogue;
+use crate::norm::Norm;
+use crate::panels::Panels;
 use crate::threads::{self, Shared};
 
 /// Outputs in one panel of packed weights.
@@ -43,18 +48,16 @@ pub(crate) struct RowBlock {
 
 /// One way to store weights and multiply by them.
 pub(crate) trait Kernel: Sync {
+    /// The packed weights.
+    fn panels(&self) -> &Panels;
     /// Largest row block.
     fn max_rows(&self) -> usize;
-    /// Number of outputs.
-    fn n_out(&self) -> usize;
-    /// Length of an input row.
-    fn k_in(&self) -> usize;
     /// Number of k-blocks.
     fn k_blocks(&self) -> usize;
     /// Bytes of one packed row. Must be a multiple of 4.
     fn row_bytes(&self) -> usize;
-    /// Bytes of packed weights of one panel, for deciding on threads.
-    fn panel_bytes(&self) -> usize;
+    /// Where in a panel k-block `block` starts, in bytes.
+    fn block_at(&self, block: usize) -> usize;
     /// Rough multiply-adds per nanosecond and thread, for deciding on threads.
     fn macs_per_ns(&self) -> usize;
 
@@ -62,7 +65,9 @@ pub(crate) trait Kernel: Sync {
     fn pack_rows(&self, x: &[f32], rows: usize, packed: &mut [u8]);
 
     /// Where k-block `block` of a panel starts.
-    fn weights(&self, panel: usize, block: usize) -> *const u8;
+    fn weights(&self, panel: usize, block: usize) -> *const u8 {
+        self.panels().at(panel, self.block_at(block))
+    }
 
     /// Computes the sums of k-block `block` for one row block and one panel: sets (`block` 0) or adds to the
     /// `rows x PANEL` tile at `tile` with `stride` floats between rows. Meanwhile it asks for the weights at `ahead`, which
@@ -82,8 +87,23 @@ pub(crate) trait Kernel: Sync {
     );
 }
 
-/// What is done to finished outputs while they are in the cache: called with the first column and the values of one row.
-pub(crate) type Finish<'a> = &'a (dyn Fn(usize, &mut [f32]) + Sync);
+/// The rows that are multiplied.
+#[derive(Clone, Copy)]
+pub(crate) struct Input<'a> {
+    /// `[rows, k]`.
+    pub(crate) x: &'a [f32],
+    pub(crate) rows: usize,
+    /// Taken of every row before it is packed.
+    pub(crate) norm: Option<Norm<'a>>,
+}
+
+/// One of the products of a call, with weights that want rows packed alike.
+pub(crate) struct Part<'a, K> {
+    pub(crate) kernel: &'a K,
+    /// `[rows, n_out]`.
+    pub(crate) out: &'a mut [f32],
+    pub(crate) epilogue: Epilogue<'a>,
+}
 
 /// Cuts `rows` rows into blocks of nearly equal size, none above `max`.
 pub(crate) fn row_blocks(rows: usize, max: usize) -> Vec<RowBlock> {
@@ -99,34 +119,50 @@ pub(crate) fn row_blocks(rows: usize, max: usize) -> Vec<RowBlock> {
         .collect()
 }
 
-/// `out[m,n] = finish(x[m,k] · w[n,k]ᵀ)`. The lengths were checked by the caller.
-pub(crate) fn run<K: Kernel>(kernel: &K, x: &[f32], m: usize, out: &mut [f32], finish: Option<Finish<'_>>) {
-    let (n, k) = (kernel.n_out(), kernel.k_in());
-    if m == 0 || n == 0 {
-        return;
-    }
-    let scratch = m.min(ROWS_AT_ONCE) * kernel.row_bytes();
-    aligned::with_scratch(scratch, |scratch| {
-        for (i, out) in out.chunks_mut(ROWS_AT_ONCE * n).enumerate() {
-            let first = i * ROWS_AT_ONCE;
-            let rows = out.len() / n;
-            run_rows(kernel, &x[first * k..(first + rows) * k], rows, out, finish, scratch);
+/// `out[m,n] = epilogue(norm(x[m,k]) · w[n,k]ᵀ)` for every part. The lengths were checked by the caller.
+pub(crate) fn run<K: Kernel>(input: Input<'_>, parts: &mut [Part<'_, K>]) {
+    let Some(kernel) = parts.first().map(|part| part.kernel) else { return };
+    let k = kernel.panels().k_in;
+    aligned::with_scratch(input.rows.min(ROWS_AT_ONCE) * kernel.row_bytes(), |scratch| {
+        for first in (0..input.rows).step_by(ROWS_AT_ONCE) {
+            let rows = ROWS_AT_ONCE.min(input.rows - first);
+            let mut panels = 0;
+            let places: Vec<Place<'_, K>> = parts
+                .iter_mut()
+                .map(|part| {
+                    let n = part.kernel.panels().n_out;
+                    let first_panel = panels;
+                    panels += n.div_ceil(PANEL);
+                    let out = Shared(part.out[first * n..(first + rows) * n].as_mut_ptr());
+                    Place { kernel: part.kernel, first_panel, n, out, first_row: first, epilogue: part.epilogue }
+                })
+                .collect();
+            run_rows(Input { x: &input.x[first * k..(first + rows) * k], rows, ..input }, &places, panels, scratch);
         }
     });
 }
 
-fn run_rows<K: Kernel>(
-    kernel: &K,
-    x: &[f32],
-    m: usize,
-    out: &mut [f32],
-    finish: Option<Finish<'_>>,
-    scratch: &mut Aligned,
-) {
-    let (n, k, row_bytes) = (kernel.n_out(), kernel.k_in(), kernel.row_bytes());
-    let panels = n.div_ceil(PANEL);
+/// A part's rows that are computed at one time.
+struct Place<'a, K> {
+    kernel: &'a K,
+    /// Panels of the parts before.
+    first_panel: usize,
+    n: usize,
+    out: Shared<f32>,
+    first_row: usize,
+    epilogue: Epilogue<'a>,
+}
+
+fn run_rows<K: Kernel>(input: Input<'_>, places: &[Place<'_, K>], panels: usize, scratch: &mut Aligned) {
+    let Some(kernel) = places.first().map(|place| place.kernel) else { return };
+    if panels == 0 {
+        return;
+    }
+    let (m, k, row_bytes) = (input.rows, kernel.panels().k_in, kernel.row_bytes());
+    let level = Level::current();
     let bytes_per_ns = 12;
-    let cost = (m * n * k / kernel.macs_per_ns()).max(panels * kernel.panel_bytes() / bytes_per_ns);
+    let cost =
+        (m * panels * PANEL * k / kernel.macs_per_ns()).max(panels * kernel.panels().panel_bytes() / bytes_per_ns);
     let threads = threads::for_work(cost);
 
     // Pack: every row block is written by one task.
@@ -137,7 +173,15 @@ fn run_rows<K: Kernel>(
         let RowBlock { start, rows } = blocks[i];
         // SAFETY: the scratch space holds m packed rows; row blocks don't overlap and each is packed by one task.
         let dst = unsafe { std::slice::from_raw_parts_mut(packed.get().add(start * row_bytes), rows * row_bytes) };
-        kernel.pack_rows(&x[start * k..(start + rows) * k], rows, dst);
+        let x = &input.x[start * k..(start + rows) * k];
+        match input.norm {
+            None => kernel.pack_rows(x, rows, dst),
+            Some(norm) => {
+                let mut normed = vec![0.0; rows * k];
+                norm.rows(level, x, &mut normed);
+                kernel.pack_rows(&normed, rows, dst);
+            }
+        }
     });
 
     // Cut into tasks: groups of row blocks that fit the cache, and as many ranges of panels as keep all threads busy.
@@ -149,13 +193,11 @@ fn run_rows<K: Kernel>(
     let columns = panels.div_ceil(ranges);
     let ranges = panels.div_ceil(columns);
 
-    let out = Shared(out.as_mut_ptr());
     threads::run(threads, groups * ranges, |task| {
         let (g, c) = (task / ranges, task % ranges);
         let blocks = &blocks[g * group..blocks.len().min((g + 1) * group)];
         let panels = c * columns..panels.min((c + 1) * columns);
         let whole_rows_cached = blocks.iter().map(|b| b.rows * row_bytes).sum::<usize>() <= CACHED_ROWS_BYTES;
-        let place = Place { packed: packed.get(), out: out.get(), n };
         let k_blocks = kernel.k_blocks();
         // Both orders visit the blocks of k of one output in the same order.
         let visits = panels.len() * k_blocks;
@@ -166,66 +208,65 @@ fn run_rows<K: Kernel>(
                 (panels.start + i % panels.len(), i / panels.len())
             }
         };
+        // Panels are counted through all parts.
+        let part_of = |panel: usize| {
+            let part = places.iter().rposition(|place| place.first_panel <= panel).unwrap_or(0);
+            (&places[part], panel - places[part].first_panel)
+        };
         for i in 0..visits {
             let (panel, block) = visit(i);
-            let (next_panel, next_block) = visit((i + 1).min(visits - 1));
+            let (next, next_block) = visit((i + 1).min(visits - 1));
+            let (place, panel) = part_of(panel);
+            let (next, next_panel) = part_of(next);
             for (pass, rows) in blocks.iter().enumerate() {
                 let ahead = if pass == 0 {
-                    kernel.weights(panel, block).wrapping_add(AHEAD)
+                    place.kernel.weights(panel, block).wrapping_add(AHEAD)
                 } else {
-                    kernel.weights(next_panel, next_block)
+                    next.kernel.weights(next_panel, next_block)
                 };
                 // SAFETY: rows, panel and block are in range by construction; the tile of this row block and panel
                 // belongs to this task alone; packed rows were written before and are only read now.
-                unsafe { tile(kernel, place, *rows, (panel, block), ahead, finish) };
+                unsafe { tile(place, packed.get(), *rows, (panel, block), ahead, level) };
             }
         }
     });
 }
 
-#[derive(Clone, Copy)]
-struct Place {
-    packed: *const u8,
-    out: *mut f32,
-    n: usize,
-}
-
 /// One tile: straight into the output where the panel is full, by way of a buffer at the right edge.
 ///
 /// # Safety
-/// As for [`Kernel::tile`]; `place.out` has all rows of the row block, and nobody else uses this tile of it.
+/// As for [`Kernel::tile`], with `packed` the packed rows of all row blocks; `place.out` has all rows of the row block,
+/// and nobody else uses this tile of it.
 unsafe fn tile<K: Kernel>(
-    kernel: &K,
-    place: Place,
+    place: &Place<'_, K>,
+    packed: *const u8,
     block: RowBlock,
     (panel, k_block): (usize, usize),
     ahead: *const u8,
-    finish: Option<Finish<'_>>,
+    level: Level,
 ) {
-    let col = panel * PANEL;
-    let cols = PANEL.min(place.n - col);
+    let (kernel, n, col) = (place.kernel, place.n, panel * PANEL);
+    let cols = PANEL.min(n - col);
     // SAFETY: by the contract of this function.
     unsafe {
-        let packed = place.packed.add(block.start * kernel.row_bytes());
-        let dst = place.out.add(block.start * place.n + col);
+        let packed = packed.add(block.start * kernel.row_bytes());
+        let dst = place.out.get().add(block.start * n + col);
         if cols == PANEL {
-            kernel.tile(packed, block.rows, (panel, k_block), ahead, dst, place.n);
+            kernel.tile(packed, block.rows, (panel, k_block), ahead, dst, n);
         } else {
             let mut edge = [0.0; MAX_TILE_ROWS * PANEL];
             for r in 0..block.rows {
-                std::ptr::copy_nonoverlapping(dst.add(r * place.n), edge[r * PANEL..].as_mut_ptr(), cols);
+                std::ptr::copy_nonoverlapping(dst.add(r * n), edge[r * PANEL..].as_mut_ptr(), cols);
             }
             kernel.tile(packed, block.rows, (panel, k_block), ahead, edge.as_mut_ptr(), PANEL);
             for r in 0..block.rows {
-                std::ptr::copy_nonoverlapping(edge[r * PANEL..].as_ptr(), dst.add(r * place.n), cols);
+                std::ptr::copy_nonoverlapping(edge[r * PANEL..].as_ptr(), dst.add(r * n), cols);
             }
         }
-        if k_block + 1 == kernel.k_blocks()
-            && let Some(finish) = finish
-        {
+        if k_block + 1 == kernel.k_blocks() && !matches!(place.epilogue, Epilogue::None) {
             for r in 0..block.rows {
-                let values = std::slice::from_raw_parts_mut(dst.add(r * place.n), cols);
-                finish(col, values);
+                let at = (place.first_row + block.start + r) * n + col;
+                place.epilogue.apply(level, (at, col), std::slice::from_raw_parts_mut(dst.add(r * n), cols));
             }
         }
     }

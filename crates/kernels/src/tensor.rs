@@ -2,25 +2,46 @@
 //!
 //! Each function is the kernel of the same name on the tensors' memory, without a copy of the inputs.
 
+use std::ops::{Deref, Range};
+
 use candle_core::{Device, Error, Result, Storage, Tensor};
 
+use crate::activation;
 use crate::attention::{self, CausalSequence, CrossSpan, Heads};
-use crate::linear::{Element, Epilogue, PackedLinear};
-use crate::{activation, norm};
+use crate::epilogue::Epilogue;
+use crate::linear::{Element, PackedLinear, Product};
+use crate::norm::{self, Norm};
+
+/// The elements of a contiguous f32 tensor in CPU memory.
+struct Values<G> {
+    storage: G,
+    range: Range<usize>,
+}
+
+/// Holds the tensor's storage.
+fn values(tensor: &Tensor) -> Result<Values<impl Deref<Target = Storage> + '_>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(Values { storage, range: start..end }),
+        None => Err(Error::RequiresContiguous { op: "kernel" }.bt()),
+    }
+}
+
+impl<G: Deref<Target = Storage>> Values<G> {
+    fn get(&self) -> Result<&[f32]> {
+        match &*self.storage {
+            Storage::Cpu(storage) => Ok(&storage.as_slice::<f32>()?[self.range.clone()]),
+            _ => Err(Error::Msg("the CPU kernels take tensors in CPU memory".to_owned()).bt()),
+        }
+    }
+}
 
 /// Calls `body` with the elements of a contiguous f32 tensor in CPU memory.
 ///
 /// # Errors
 /// If the tensor is of another type or device or not contiguous, or `body` fails.
 pub fn with_slice<T>(tensor: &Tensor, body: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
-    let (storage, layout) = tensor.storage_and_layout();
-    let Some((start, end)) = layout.contiguous_offsets() else {
-        return Err(Error::RequiresContiguous { op: "kernel" }.bt());
-    };
-    match &*storage {
-        Storage::Cpu(storage) => body(&storage.as_slice::<f32>()?[start..end]),
-        _ => Err(Error::Msg("the CPU kernels take tensors in CPU memory".to_owned()).bt()),
-    }
+    body(values(tensor)?.get()?)
 }
 
 /// A new tensor of `x`'s shape filled by `body`.
@@ -33,35 +54,114 @@ fn same_shape(x: &Tensor, body: impl FnOnce(&[f32], &mut [f32]) -> Result<()>) -
     Tensor::from_vec(out, x.shape(), &Device::Cpu)
 }
 
+/// A norm of a product's input.
+#[derive(Clone, Copy, Debug)]
+pub enum InputNorm<'a> {
+    /// [`rms_norm`].
+    Rms {
+        /// Factors.
+        weight: &'a Tensor,
+        /// Added to the mean square.
+        eps: f32,
+    },
+    /// [`layer_norm`].
+    Layer {
+        /// Factors.
+        weight: &'a Tensor,
+        /// Added last.
+        bias: &'a Tensor,
+        /// Added to the variance.
+        eps: f32,
+    },
+}
+
+/// What is done to a product after its bias.
+#[derive(Clone, Copy, Debug)]
+pub enum After<'a> {
+    /// Nothing.
+    Nothing,
+    /// Gelu with the error function.
+    Gelu,
+    /// `h + gate · product`.
+    Residual {
+        /// Of the product's shape.
+        h: &'a Tensor,
+        /// A factor for all of it.
+        gate: f32,
+    },
+}
+
+/// A product with an input that others may share.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer<'a> {
+    /// The weights.
+    pub linear: &'a PackedLinear,
+    /// Added to every row.
+    pub bias: Option<&'a Tensor>,
+    /// What comes then.
+    pub after: After<'a>,
+}
+
+/// [`crate::forward_each`] on a tensor `[..., k_in]`; the results are `[..., n_out]`.
+///
+/// # Errors
+/// If a tensor is no contiguous f32 tensor in CPU memory or the sizes don't fit.
+pub fn linear_each(x: &Tensor, norm: Option<InputNorm<'_>>, layers: &[Layer<'_>]) -> Result<Vec<Tensor>> {
+    let (lead, k_in) = match x.dims() {
+        [] => return Err(Error::Msg("a product of a tensor without dimensions".to_owned()).bt()),
+        [lead @ .., k_in] => (lead, *k_in),
+    };
+    let m = lead.iter().product::<usize>();
+    let (weight, offset) = match norm {
+        None => (None, None),
+        Some(InputNorm::Rms { weight, .. }) => (Some(values(weight)?), None),
+        Some(InputNorm::Layer { weight, bias, .. }) => (Some(values(weight)?), Some(values(bias)?)),
+    };
+    let weight = weight.as_ref().map_or(Ok(&[][..]), |values| values.get())?;
+    let bias = offset.as_ref().map_or(Ok(&[][..]), |values| values.get())?;
+    let norm = norm.map(|norm| match norm {
+        InputNorm::Rms { eps, .. } => Norm::Rms { weight, eps },
+        InputNorm::Layer { eps, .. } => Norm::Layer { weight, bias, eps },
+    });
+    let mut guards = Vec::with_capacity(layers.len());
+    for layer in layers {
+        if layer.linear.k_in() != k_in {
+            return Err(crate::Error::Length { what: "a row of x", got: k_in, want: layer.linear.k_in() }.into());
+        }
+        let h = match layer.after {
+            After::Residual { h, .. } => Some(h),
+            _ => None,
+        };
+        guards.push((layer.bias.map(values).transpose()?, h.map(values).transpose()?));
+    }
+    let mut outs: Vec<Vec<f32>> = layers.iter().map(|layer| vec![0.0; m * layer.linear.n_out()]).collect();
+    let mut products = Vec::with_capacity(layers.len());
+    for ((layer, (bias, h)), out) in layers.iter().zip(&guards).zip(&mut outs) {
+        let bias = bias.as_ref().map(|values| values.get()).transpose()?;
+        let epilogue = match (layer.after, h) {
+            (After::Residual { gate, .. }, Some(h)) => Epilogue::Residual { bias, h: h.get()?, gate },
+            (After::Gelu, _) => Epilogue::Gelu { bias },
+            _ => bias.map_or(Epilogue::None, Epilogue::Bias),
+        };
+        products.push(Product { linear: layer.linear, out, epilogue });
+    }
+    let x = values(x)?;
+    crate::forward_each(x.get()?, m, norm, &mut products)?;
+    drop(products);
+    outs.into_iter()
+        .zip(layers)
+        .map(|(out, layer)| Tensor::from_vec(out, [lead, &[layer.linear.n_out()]].concat(), &Device::Cpu))
+        .collect()
+}
+
 impl PackedLinear {
     /// `x · weightᵀ` for a tensor `[..., k_in]`; the result is `[..., n_out]`.
     ///
     /// # Errors
-    /// If the tensor is no contiguous f32 tensor in CPU memory, or its last size is not `k_in`.
+    /// As [`linear_each`].
     pub fn forward_tensor(&self, x: &Tensor) -> Result<Tensor> {
-        self.forward_tensor_with(x, Epilogue::None)
-    }
-
-    /// As [`Self::forward_tensor`], with an epilogue.
-    ///
-    /// # Errors
-    /// As there, and if the epilogue's vector has another length than `n_out`.
-    pub fn forward_tensor_with(&self, x: &Tensor, epilogue: Epilogue<'_>) -> Result<Tensor> {
-        let mut dims = x.dims().to_vec();
-        match dims.last_mut() {
-            Some(last) if *last == self.k_in() => *last = self.n_out(),
-            last => {
-                let got = last.map_or(0, |last| *last);
-                return Err(crate::Error::Length { what: "a row of x", got, want: self.k_in() }.into());
-            }
-        }
-        let out = with_slice(x, |x| {
-            let m = x.len() / self.k_in();
-            let mut out = vec![0.0; m * self.n_out()];
-            self.forward_with(x, m, &mut out, epilogue)?;
-            Ok(out)
-        })?;
-        Tensor::from_vec(out, dims, &Device::Cpu)
+        let layer = Layer { linear: self, bias: None, after: After::Nothing };
+        Ok(linear_each(x, None, &[layer])?.swap_remove(0))
     }
 }
 

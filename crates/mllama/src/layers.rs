@@ -5,7 +5,8 @@ use std::sync::Arc;
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{DType, Device, Module, Tensor};
 use vgen_kernels::quant::BlockFormat;
-use vgen_kernels::{Epilogue, Format, PackedLinear, tensor as kernels};
+use vgen_kernels::tensor::{self as kernels, After, InputNorm, Layer};
+use vgen_kernels::{Format, PackedLinear};
 
 use crate::attention::Path;
 use crate::error::Result;
@@ -168,38 +169,75 @@ enum Weight {
 }
 
 /// Outputs of a mapped weight that are packed at a time.
-const MAPPED_OUTPUTS: usize = 1024;
+const MAPPED_OUTPUTS: usize = 256;
 
 impl Linear {
     /// `[rows, inputs]` to `[rows, outputs]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = match (&self.weight, &self.bias) {
-            (Weight::Packed(weight), Some(bias)) => {
-                return Ok(kernels::with_slice(bias, |bias| weight.forward_tensor_with(x, Epilogue::Bias(bias)))?);
-            }
-            (Weight::Packed(weight), None) => weight.forward_tensor(x)?,
-            (Weight::Dense(weight, path), _) => path.product(x, weight)?,
-            (Weight::Quantised(weight, path), _) => {
+        let [y] = Self::forward_each([self], x)?;
+        Ok(y)
+    }
+
+    /// Several layers of the same input, which the CPU kernels round or quantise once for all.
+    pub(crate) fn forward_each<const N: usize>(layers: [&Self; N], x: &Tensor) -> Result<[Tensor; N]> {
+        products(None, layers, After::Nothing, x)
+    }
+
+    /// `h + gate * forward(x)`.
+    pub(crate) fn forward_residual(&self, path: Path, x: &Tensor, h: &Tensor, gate: f64) -> Result<Tensor> {
+        match self.packed(After::Residual { h, gate: gate as f32 }) {
+            Some(layer) => Ok(kernels::linear_each(x, None, &[layer])?.swap_remove(0)),
+            None => add_gated(path, h, gate, &self.forward(x)?),
+        }
+    }
+
+    /// For the CPU kernels, if the weight is packed.
+    fn packed<'a>(&'a self, after: After<'a>) -> Option<Layer<'a>> {
+        match &self.weight {
+            Weight::Packed(linear) => Some(Layer { linear, bias: self.bias.as_ref(), after }),
+            _ => None,
+        }
+    }
+
+    fn alone(&self, x: &Tensor) -> Result<Tensor> {
+        let y = match &self.weight {
+            Weight::Packed(weight) => weight.forward_tensor(x)?,
+            Weight::Dense(weight, path) => path.product(x, weight)?,
+            Weight::Quantised(weight, path) => {
                 path.by_blocks(x, |x| Ok(weight.forward(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())?))?
             }
-            (Weight::InMap { weights, name, shape }, _) => forward_mapped(weights, name, shape, x)?,
+            Weight::InMap { weights, name, shape } => forward_mapped(weights, name, shape, x)?,
         };
         match &self.bias {
             Some(bias) => Ok(y.broadcast_add(bias)?),
             None => Ok(y),
         }
     }
+}
 
-    /// [`Linear::forward`], then the exact GELU.
-    pub(crate) fn forward_gelu(&self, x: &Tensor) -> Result<Tensor> {
-        match (&self.weight, &self.bias) {
-            (Weight::Packed(weight), Some(bias)) => {
-                Ok(kernels::with_slice(bias, |bias| weight.forward_tensor_with(x, Epilogue::BiasGelu(bias)))?)
-            }
-            (Weight::InMap { .. }, _) => Ok(kernels::gelu_erf(&self.forward(x)?)?),
-            _ => Ok(self.forward(x)?.gelu_erf()?),
+/// Several layers of the same input, after its norm; `after` is no residual.
+fn products<const N: usize>(
+    norm: Option<&dyn Norm>,
+    layers: [&Linear; N],
+    after: After<'_>,
+    x: &Tensor,
+) -> Result<[Tensor; N]> {
+    let packed: Option<Vec<Layer<'_>>> = layers.iter().map(|layer| layer.packed(after)).collect();
+    let outs = match packed {
+        Some(packed) => kernels::linear_each(x, norm.map(Norm::of_input), &packed)?,
+        None => {
+            let normed = norm.map(|norm| norm.forward(x)).transpose()?;
+            let x = normed.as_ref().unwrap_or(x);
+            let alone = |layer: &&Linear| match (after, &layer.weight) {
+                (After::Gelu, Weight::Dense(..) | Weight::Quantised(..)) => Ok(layer.alone(x)?.gelu_erf()?),
+                (After::Gelu, _) => Ok(kernels::gelu_erf(&layer.alone(x)?)?),
+                _ => layer.alone(x),
+            };
+            layers.iter().map(alone).collect::<Result<Vec<_>>>()?
         }
-    }
+    };
+    let wrong = |outs: Vec<Tensor>| candle_core::Error::Msg(format!("{} products of {N}", outs.len())).bt().into();
+    outs.try_into().map_err(wrong)
 }
 
 /// candle's name of blocks that its product takes.
@@ -216,13 +254,46 @@ fn ggml_type(block: BlockFormat) -> Option<GgmlDType> {
 fn forward_mapped(weights: &Weights, name: &str, shape: &[usize], x: &Tensor) -> Result<Tensor> {
     let raw = weights.raw(name, shape)?;
     let (outputs, inputs) = (shape[0], shape[1..].iter().product());
-    let mut parts = Vec::with_capacity(outputs.div_ceil(MAPPED_OUTPUTS));
+    let rows = x.dim(0)?;
+    let mut y = vec![0.0; rows * outputs];
     for first in (0..outputs).step_by(MAPPED_OUTPUTS) {
         let here = MAPPED_OUTPUTS.min(outputs - first);
         let part = PackedLinear::pack_rows(Format::Bf16, here, inputs, |row, to| raw.row(first + row, to))?;
-        parts.push(part.forward_tensor(x)?);
+        let part = part.forward_tensor(x)?;
+        kernels::with_slice(&part, |part| {
+            for (y, part) in y.chunks_exact_mut(outputs).zip(part.chunks_exact(here)) {
+                y[first..first + here].copy_from_slice(part);
+            }
+            Ok(())
+        })?;
     }
-    Ok(Tensor::cat(&parts, 1)?)
+    Ok(Tensor::from_vec(y, (rows, outputs), x.device())?)
+}
+
+/// A norm of the last axis of a contiguous tensor.
+pub(crate) trait Norm {
+    /// Of the tensor.
+    fn forward(&self, x: &Tensor) -> Result<Tensor>;
+
+    /// As the CPU kernels take it of a product's input.
+    fn of_input(&self) -> InputNorm<'_>;
+
+    /// Layers of the norm of `x`.
+    fn then<const N: usize>(&self, layers: [&Linear; N], x: &Tensor) -> Result<[Tensor; N]>
+    where
+        Self: Sized,
+    {
+        products(Some(self), layers, After::Nothing, x)
+    }
+
+    /// A layer of the norm of `x`, then the exact GELU.
+    fn then_gelu(&self, layer: &Linear, x: &Tensor) -> Result<Tensor>
+    where
+        Self: Sized,
+    {
+        let [y] = products(Some(self), [layer], After::Gelu, x)?;
+        Ok(y)
+    }
 }
 
 /// Root-mean-square norm (Zhang & Sennrich 2019).
@@ -233,13 +304,16 @@ pub(crate) struct RmsNorm {
     path: Path,
 }
 
-impl RmsNorm {
-    /// Normalises the last axis of a contiguous tensor.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+impl Norm for RmsNorm {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self.path {
             Path::Kernels { .. } => Ok(kernels::rms_norm(x, &self.weight, self.eps as f32)?),
             Path::Portable { operations, .. } => operations.rms_norm(x, &self.weight, self.eps),
         }
+    }
+
+    fn of_input(&self) -> InputNorm<'_> {
+        InputNorm::Rms { weight: &self.weight, eps: self.eps as f32 }
     }
 }
 
@@ -252,18 +326,21 @@ pub(crate) struct LayerNorm {
     path: Path,
 }
 
-impl LayerNorm {
-    /// Normalises the last axis of a contiguous tensor.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+impl Norm for LayerNorm {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self.path {
             Path::Kernels { .. } => Ok(kernels::layer_norm(x, &self.weight, &self.bias, self.eps as f32)?),
             Path::Portable { operations, .. } => operations.layer_norm(x, &self.weight, &self.bias, self.eps),
         }
     }
+
+    fn of_input(&self) -> InputNorm<'_> {
+        InputNorm::Layer { weight: &self.weight, bias: &self.bias, eps: self.eps as f32 }
+    }
 }
 
 /// `x + gate * y`.
-pub(crate) fn add_gated(path: Path, x: &Tensor, gate: f64, y: &Tensor) -> Result<Tensor> {
+fn add_gated(path: Path, x: &Tensor, gate: f64, y: &Tensor) -> Result<Tensor> {
     match path {
         Path::Kernels { .. } => Ok(kernels::add_gated(x, y, gate as f32, None)?),
         Path::Portable { .. } if gate == 1.0 => Ok((x + y)?),

@@ -11,7 +11,7 @@ use crate::attention::{Path, TextTokens, causal_by_kernels};
 use crate::config::TextConfig;
 use crate::error::{Error, Result};
 use crate::kv::{CrossKv, CrossStore, SelfKv};
-use crate::layers::{Linear, Loader, RmsNorm, Table, add_gated, silu_mul};
+use crate::layers::{Linear, Loader, Norm, RmsNorm, Table, silu_mul};
 use crate::pages::{PagePool, Pages};
 use crate::reference::Reference;
 use crate::rope::{Rope, rotate};
@@ -129,8 +129,8 @@ impl TextModel {
         let mut layers = Vec::with_capacity(self.config.cross_attention_layers.len());
         for layer in &self.layers {
             if let Attention::Cross { projections, k_norm, index, .. } = &layer.attention {
-                let k = k_norm.forward(&projections.k.forward(&states.projected)?.reshape(shape)?)?;
-                let v = projections.v.forward(&states.projected)?.reshape(shape)?;
+                let [k, v] = Linear::forward_each([&projections.k, &projections.v], &states.projected)?;
+                let (k, v) = (k_norm.forward(&k.reshape(shape)?)?, v.reshape(shape)?);
                 let (k, v) = (k.to_dtype(self.kv_dtype)?, v.to_dtype(self.kv_dtype)?);
                 match &paged {
                     Some((places, there, pages)) => pages.write(&there[*index], places, &k, &v)?,
@@ -237,17 +237,15 @@ impl TextModel {
         for (i, layer) in self.layers.iter().enumerate() {
             x = match &layer.attention {
                 Attention::SelfAttention { projections, index } => {
-                    let normed = layer.input_layernorm.forward(&x)?;
                     let attended = match &texts {
                         Some(texts) => {
-                            let (q, k, v) = self.projected(projections, &normed, &cos, &sin)?;
-                            projections.o.forward(&texts.attend(*index, &q, &k, &v, &filled)?)?
+                            let (q, k, v) = self.projected(layer, projections, &x, &cos, &sin)?;
+                            texts.attend(*index, &q, &k, &v, &filled)?
                         }
-                        None => self.self_attention(projections, *index, &normed, sequences, &cos, &sin)?,
+                        None => self.self_attention(layer, projections, *index, &x, sequences, &cos, &sin)?,
                     };
-                    let x = add_gated(self.path, &x, 1.0, &attended)?;
-                    let mlp = layer.mlp(self.path, &layer.post_attention_layernorm.forward(&x)?)?;
-                    add_gated(self.path, &x, 1.0, &mlp)?
+                    let x = projections.o.forward_residual(self.path, &attended, &x, 1.0)?;
+                    layer.mlp(self.path, &x, 1.0)?
                 }
                 Attention::Cross { .. } => self.cross_layer(layer, x, &cross, &filled)?,
             };
@@ -264,11 +262,14 @@ impl TextModel {
                 observer("norm", &filled.tokens_of(&normed)?);
             }
         }
-        self.lm_head.forward(&self.norm.forward(&last)?)
+        let [logits] = self.norm.then([&self.lm_head], &last)?;
+        Ok(logits)
     }
 
+    /// Queries, keys and values of the tokens.
     fn projected(
         &self,
+        layer: &Layer,
         projections: &Projections,
         x: &Tensor,
         cos: &Tensor,
@@ -277,14 +278,18 @@ impl TextModel {
         let (tokens, _) = x.dims2()?;
         let c = &self.config;
         let split = |x: Tensor, heads: usize| x.reshape((tokens, heads, c.head_dim));
-        let q = rotate(self.path, &split(projections.q.forward(x)?, c.num_attention_heads)?, cos, sin)?;
-        let k = rotate(self.path, &split(projections.k.forward(x)?, c.num_key_value_heads)?, cos, sin)?;
-        let v = split(projections.v.forward(x)?, c.num_key_value_heads)?;
+        let [q, k, v] = layer.input_layernorm.then([&projections.q, &projections.k, &projections.v], x)?;
+        let q = rotate(self.path, &split(q, c.num_attention_heads)?, cos, sin)?;
+        let k = rotate(self.path, &split(k, c.num_key_value_heads)?, cos, sin)?;
+        let v = split(v, c.num_key_value_heads)?;
         Ok((q, k.to_dtype(self.kv_dtype)?, v.to_dtype(self.kv_dtype)?))
     }
 
+    /// What the tokens see, `[tokens, heads * d]`.
+    #[allow(clippy::too_many_arguments)] // a layer, its tokens and what is the same for all layers
     fn self_attention(
         &self,
+        layer: &Layer,
         projections: &Projections,
         index: usize,
         x: &Tensor,
@@ -292,7 +297,7 @@ impl TextModel {
         cos: &Tensor,
         sin: &Tensor,
     ) -> Result<Tensor> {
-        let (q, k, v) = self.projected(projections, x, cos, sin)?;
+        let (q, k, v) = self.projected(layer, projections, x, cos, sin)?;
         let mut start = 0;
         let mut texts = Vec::with_capacity(sequences.len());
         for sequence in sequences {
@@ -301,7 +306,7 @@ impl TextModel {
             texts.push(TextTokens { len, keys, values });
             start += len;
         }
-        projections.o.forward(&causal_by_kernels(&q, &texts)?.flatten_from(1)?)
+        Ok(causal_by_kernels(&q, &texts)?.flatten_from(1)?)
     }
 
     /// Which tokens see what, in order; tokens that a cross-attention layer leaves as they are don't appear.
@@ -336,17 +341,16 @@ impl TextModel {
         }
         let c = &self.config;
         let rows = step.attending.of(&x)?;
-        let q = projections.q.forward(&layer.input_layernorm.forward(&rows)?)?;
+        let [q] = layer.input_layernorm.then([&projections.q], &rows)?;
         let q = q_norm.forward(&q.reshape((step.attending.count, c.num_attention_heads, c.head_dim))?)?;
-        let attended = projections.o.forward(&step.attend(*index, &q, filled)?)?;
-        let rows = add_gated(self.path, &rows, *attn_gate, &attended)?;
+        let attended = step.attend(*index, &q, filled)?;
+        let rows = projections.o.forward_residual(self.path, &attended, &rows, *attn_gate)?;
         let x = step.attending.replaced(&x, &rows)?;
         if step.seeing.count == 0 {
             return Ok(x);
         }
         let rows = step.seeing.of(&x)?;
-        let mlp = layer.mlp(self.path, &layer.post_attention_layernorm.forward(&rows)?)?;
-        step.seeing.replaced(&x, &add_gated(self.path, &rows, *mlp_gate, &mlp)?)
+        step.seeing.replaced(&x, &layer.mlp(self.path, &rows, *mlp_gate)?)
     }
 }
 
@@ -386,9 +390,9 @@ impl Layer {
         })
     }
 
-    /// SwiGLU (Shazeer 2020).
-    fn mlp(&self, path: Path, x: &Tensor) -> Result<Tensor> {
-        let gated = silu_mul(path, &self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?;
-        self.down_proj.forward(&gated)
+    /// SwiGLU (Shazeer 2020) of the norm, and the gated residual.
+    fn mlp(&self, path: Path, x: &Tensor, gate: f64) -> Result<Tensor> {
+        let [gated, up] = self.post_attention_layernorm.then([&self.gate_proj, &self.up_proj], x)?;
+        self.down_proj.forward_residual(path, &silu_mul(path, &gated, &up)?, x, gate)
     }
 }

@@ -28,7 +28,7 @@ use vgen_core::PixelTiles;
 use crate::attention::{ImageTokens, Path};
 use crate::config::VisionConfig;
 use crate::error::{Error, Result};
-use crate::layers::{LayerNorm, Linear, Loader, Table, add_gated};
+use crate::layers::{LayerNorm, Linear, Loader, Norm, Table};
 use crate::reference::Reference;
 
 /// Observes intermediate results by the names that the goldens use.
@@ -498,13 +498,11 @@ impl VisionLayer {
     fn forward(&self, x: &Tensor, attention: &BatchedAttention, heads: usize) -> Result<Tensor> {
         let (tokens, h) = x.dims2()?;
         let split = |x: Tensor| x.reshape((tokens, heads, h / heads));
-        let normed = self.input_layernorm.forward(x)?;
-        let (q, k, v) = (self.q.forward(&normed)?, self.k.forward(&normed)?, self.v.forward(&normed)?);
+        let [q, k, v] = self.input_layernorm.then([&self.q, &self.k, &self.v], x)?;
         let attended = attention.path.vision(&split(q)?, &split(k)?, &split(v)?, &attention.images)?;
         let attended = attended.reshape((tokens, h))?;
-        let x = add_gated(attention.path, x, self.gate_attn, &self.o.forward(&attended)?)?;
-        let normed = self.post_attention_layernorm.forward(&x)?;
-        let mlp = self.fc2.forward(&self.fc1.forward_gelu(&normed)?)?;
-        add_gated(attention.path, &x, self.gate_ffn, &mlp)
+        let x = self.o.forward_residual(attention.path, &attended, x, self.gate_attn)?;
+        let inner = self.post_attention_layernorm.then_gelu(&self.fc1, &x)?;
+        self.fc2.forward_residual(attention.path, &inner, &x, self.gate_ffn)
     }
 }

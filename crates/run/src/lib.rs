@@ -20,6 +20,7 @@
 //! # Ok::<(), vgen_core::Fault>(())
 //! ```
 
+pub mod bench;
 mod errors;
 mod feed;
 mod gate;
@@ -29,6 +30,7 @@ mod pipeline;
 mod progress;
 pub mod record;
 mod reorder;
+pub mod report;
 mod task;
 mod verify;
 

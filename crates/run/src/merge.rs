@@ -64,7 +64,7 @@ pub fn merge(shards: &[PathBuf], output: &Path, overwrite: bool) -> Result<Merge
     let mut counts = Counts::default();
     parts.iter().for_each(|part| counts.add(&part.counts));
     let mut ledger = Ledger::begin(folder, merged_record(&parts, output), Durability::default())?;
-    let mut sink = layout.create(output, None)?;
+    let mut sink = layout.create(output)?;
     copy(&mut parts, &mut sink, &mut ledger)?;
     sink.finish()?;
     ledger.close(&mut sink, &mut std::iter::empty(), true, RunState::Complete, None)?;

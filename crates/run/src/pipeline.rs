@@ -367,7 +367,7 @@ impl Writer {
         let tally = Tally::of(&result);
         if let Some(ledger) = &mut self.ledger {
             ledger.row_finished();
-            ledger.timed(sequence, &tally.timings, tally.first_timings.as_ref());
+            ledger.timed(sequence, &tally.timings, tally.first_timings.as_ref(), tally.tiles);
         }
         self.put(Finished { sequence, number, origin, share, digest, rows, tally, journaled: false });
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use vgen_core::{Fault, Response, Timings};
+use vgen_core::{Fault, FinishReason, Response, Timings};
 use vgen_dataset::Origin;
 
 use crate::record::{Counts, KnownRow, TimingSums};
@@ -80,6 +80,12 @@ pub struct Summary {
     pub elapsed: Duration,
     /// Rows that finished behind a gap: they are in the run record, not yet in the output.
     pub kept_rows: u64,
+    /// Answers that this session got.
+    pub answers: u64,
+    /// Those of them that ended at the limit of tokens.
+    pub cut_by_length: u64,
+    /// Those of them that ended at the limit of time.
+    pub cut_by_time: u64,
     /// Whether the run was stopped before its end.
     pub interrupted: bool,
 }
@@ -122,6 +128,9 @@ impl Summary {
         self.output_rows += output_rows as u64;
         self.input_tokens += tally.input_tokens;
         self.output_tokens += tally.output_tokens;
+        self.answers += tally.answers;
+        self.cut_by_length += tally.cut_by_length;
+        self.cut_by_time += tally.cut_by_time;
         for code in &tally.codes {
             *self.errors.entry(code.clone()).or_default() += 1;
         }
@@ -140,10 +149,14 @@ pub(crate) struct Tally {
     pub(crate) codes: Vec<String>,
     pub(crate) input_tokens: u64,
     pub(crate) output_tokens: u64,
+    pub(crate) answers: u64,
+    pub(crate) cut_by_length: u64,
+    pub(crate) cut_by_time: u64,
     /// It was done by an earlier session.
     pub(crate) known: bool,
     pub(crate) timings: TimingSums,
     pub(crate) first_timings: Option<Timings>,
+    pub(crate) tiles: Option<u64>,
 }
 
 impl Tally {
@@ -166,8 +179,12 @@ impl Tally {
                     // All samples of a row share one prompt.
                     tally.input_tokens = tally.input_tokens.max(usage.input_tokens);
                     tally.output_tokens += usage.output_tokens;
+                    tally.answers += 1;
+                    tally.cut_by_length += u64::from(generation.finish_reason == Some(FinishReason::Length));
+                    tally.cut_by_time += u64::from(generation.finish_reason == Some(FinishReason::Deadline));
                     tally.timings.add(generation);
                     tally.first_timings.get_or_insert(generation.timings);
+                    tally.tiles = tally.tiles.or(generation.tiles);
                 }
             }
         }

@@ -223,6 +223,20 @@ fn jpeg(bytes: &[u8]) -> Result<Vec<u8>, NoImage> {
     Ok(file)
 }
 
+/// The images that a value stands for, without any of them being opened: a list gives several, null none.
+///
+/// # Errors
+/// `image.*`: it stands for no image.
+pub fn image_refs(
+    value: &RawValue,
+    image_type: ImageType,
+    base_dir: Option<&Path>,
+) -> Result<Vec<ImageRef>, vgen_core::Fault> {
+    let rules = ImageRules { image_type, check: ImageCheck::Strict, pil_format: PilFormat::Original };
+    let images = rules.read(value, base_dir).map_err(|error| vgen_core::Fault::row(error.code, error.message))?;
+    Ok(images.into_iter().map(|image| image.image).collect())
+}
+
 /// The media type of an image file, told by its first bytes.
 pub fn image_mime(bytes: &[u8]) -> Option<&'static str> {
     if bytes.starts_with(b"BM") && bytes.len() > 14 {

@@ -6,6 +6,7 @@ mod config;
 mod error;
 pub mod image;
 mod images;
+mod lint;
 mod output;
 pub mod prepare;
 mod render;
@@ -19,7 +20,8 @@ pub use config::{
     ColumnCheck, ImageCheck, ImagePosition, ImageType, PARAMETERS, PilFormat, RawImages, TaskConfig, Undefined,
 };
 pub use error::{TaskError, TemplateError, TemplateErrorKind};
-pub use images::{data_url, encode_image, image_mime};
+pub use images::{data_url, encode_image, image_mime, image_refs};
+pub use lint::{Linter, Reader};
 pub use output::Answer;
 pub use render::{Rendered, RowContext};
 pub use task::{TaskBuilder, TextGenerationWithImage};

@@ -9,7 +9,9 @@ use thiserror::Error;
 use vgen_core::{Content, Fault, ImageRef, Message, Part, PixelTiles, Role};
 
 use crate::chat::{ChatError, ChatTemplate, template_messages};
-use crate::image::{ImageError, ImageFetcher, ImageLimits, MllamaImageProcessor, ProcessorError, decode, image_name};
+use crate::image::{
+    ImageError, ImageFetcher, ImageLimits, KeptImages, MllamaImageProcessor, ProcessorError, decode, image_name,
+};
 use crate::tokens::{TokenIds, Tokenizer, TokenizerError};
 
 /// Why messages can't be prepared for a model, or a model's files can't be used.
@@ -104,6 +106,8 @@ pub struct ModelFiles<'a> {
 pub struct PrepareOptions {
     /// Bounds on images.
     pub limits: ImageLimits,
+    /// Where images from the network are kept for others; `None` keeps none.
+    pub kept: Option<Arc<KeptImages>>,
     /// Which of several chat templates; `None` takes the default one.
     pub template_name: Option<String>,
     /// The date in the prompt of chats that have a system message or no image, e.g. `26 Jul 2024`. `None` takes the
@@ -118,6 +122,7 @@ impl Default for PrepareOptions {
     fn default() -> Self {
         Self {
             limits: ImageLimits::default(),
+            kept: None,
             template_name: None,
             date_string: Some("26 Jul 2024".to_owned()),
             template_variables: Map::new(),
@@ -241,7 +246,8 @@ impl Preprocessor {
         if let Some(date) = options.date_string {
             variables.entry("date_string").or_insert(Json::String(date));
         }
-        Ok(Self { chat, tokenizer, processor, raw_bos, eos, fetcher: ImageFetcher::new(options.limits), variables })
+        let fetcher = ImageFetcher::new(options.limits).keeping(options.kept);
+        Ok(Self { chat, tokenizer, processor, raw_bos, eos, fetcher, variables })
     }
 
     /// The tokenizer.

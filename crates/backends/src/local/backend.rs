@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use serde_json::Value;
-use vgen_core::{Backend, Constraint, Fault, FaultClass, Reply, Request, SamplingParams, image_spans};
+use vgen_core::{Backend, Constraint, Fault, FaultClass, Message, Reply, Request, SamplingParams, image_spans};
 use vgen_mllama::hub::HubProgress;
 use vgen_mllama::{Checkpoint, Config, LoadOptions, Model, Stored, hub};
 use vgen_task::prepare::{ModelFiles, Preprocessor};
@@ -203,11 +203,7 @@ impl Backend for LocalBackend {
         if num_generations == 0 {
             return Err(Fault::stop("task.invalid_parameter", "num_generations is 0").with_hint("ask for at least 1"));
         }
-        self.shared.resolve(sampling).map(|_| ()).map_err(stop)?;
-        match &sampling.constraint {
-            Some(constraint) => self.shared.constraint(constraint).map(|_| ()).map_err(stop),
-            None => Ok(()),
-        }
+        self.shared.check(sampling)
     }
 
     fn reads_images(&self) -> bool {
@@ -231,6 +227,46 @@ impl Backend for LocalBackend {
         if let Some(lost) = lost {
             lost.reply.done(Err(Fault::stop("backend.lost", "the engine is gone")));
         }
+    }
+}
+
+/// A local model without its weights: what can be said of parameters and prompts before these are loaded.
+#[derive(Debug)]
+pub struct Frontend(Shared);
+
+impl Frontend {
+    /// Reads the model's files but its weights. Downloads nothing.
+    ///
+    /// # Errors
+    /// As [`LocalBackend::load`]; `hub.offline` and others of the hub if the files are not on this machine.
+    pub fn open(options: &LocalOptions) -> Result<Self, Fault> {
+        let checkpoint = match &options.model {
+            ModelSource::Named(name) if Path::new(name).is_file() => Checkpoint::gguf(name)?,
+            ModelSource::Named(name) => {
+                let hub = hub::HubOptions { offline: true, ..options.hub.clone() };
+                Checkpoint::folder(hub::resolve(name, &hub, &|_| Ok(()), None).map_err(Fault::from)?.path)
+            }
+            ModelSource::Embedded { files, .. } => Checkpoint::memory(files.iter().copied()),
+        };
+        Ok(Self(Shared::new(&checkpoint, options)?))
+    }
+
+    /// As [`LocalBackend`]'s check.
+    ///
+    /// # Errors
+    /// `sampling.*`, `constraint.*`
+    pub fn check(&self, sampling: &SamplingParams) -> Result<(), Fault> {
+        self.0.check(sampling)
+    }
+
+    /// How many tokens the prompt of `messages` has, an image being one.
+    ///
+    /// # Errors
+    /// Those of a row: `prompt.*`, `tokenizer.failed`.
+    pub fn prompt_tokens(&self, messages: &[Message]) -> Result<u64, Fault> {
+        let prompt = self.0.preprocessor.encode_messages(messages).map_err(Fault::from)?;
+        self.0.fits(prompt.ids.len())?;
+        Ok(prompt.ids.len() as u64)
     }
 }
 
@@ -300,6 +336,22 @@ impl Shared {
         Ok(ResolvedSampling::resolve(sampling, &self.defaults, &self.eos, self.vocab_size, tokenizer)?)
     }
 
+    fn check(&self, sampling: &SamplingParams) -> Result<(), Fault> {
+        self.resolve(sampling).map(|_| ()).map_err(stop)?;
+        match &sampling.constraint {
+            Some(constraint) => self.constraint(constraint).map(|_| ()).map_err(stop),
+            None => Ok(()),
+        }
+    }
+
+    fn fits(&self, tokens: usize) -> Result<(), Fault> {
+        if tokens < self.longest {
+            return Ok(());
+        }
+        let message = format!("the prompt has {tokens} tokens, the model reads {}", self.longest);
+        Err(Fault::row("prompt.too_long", message).with_hint("shorten the instruction"))
+    }
+
     fn constraint(&self, constraint: &Constraint) -> Result<ConstraintState, Fault> {
         let compiler = self.compiler.get_or_init(|| {
             let tokenizer = self.preprocessor.tokenizer().inner();
@@ -358,10 +410,7 @@ impl Shared {
         let constraint =
             request.sampling.constraint.as_ref().map(|c| self.constraint(c)).transpose().map_err(of_row)?;
         let prompt = self.preprocessor.prepare(&request.messages).map_err(Fault::from)?;
-        if prompt.ids.len() >= self.longest {
-            let message = format!("the prompt has {} tokens, the model reads {}", prompt.ids.len(), self.longest);
-            return Err(Fault::row("prompt.too_long", message).with_hint("shorten the instruction"));
-        }
+        self.fits(prompt.ids.len())?;
         let visible = image_spans(&prompt.ids, self.image_token);
         Ok((prompt, visible, sampling, constraint))
     }

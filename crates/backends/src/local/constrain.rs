@@ -17,6 +17,7 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 use vgen_core::{Constraint, Fault};
+use vgen_kernels::token_mask;
 
 use super::vocabulary::Vocabulary;
 
@@ -329,7 +330,7 @@ impl ConstraintState {
         }
         let allowed = self.matcher.compute_mask_or_eos().map_err(|error| self.stopped(&error.to_string()))?;
         let words = allowed.as_slice();
-        if (1..=FEW).contains(&words.iter().map(|word| word.count_ones() as usize).sum()) {
+        if (1..=FEW).contains(&token_mask::count(words)) {
             for (at, &word) in words.iter().enumerate() {
                 let mut rest = word;
                 while rest != 0 {
@@ -341,17 +342,7 @@ impl ConstraintState {
             self.known.keep(&self.tokens, few);
             return Ok(());
         }
-        for (&word, logits) in words.iter().zip(logits.chunks_mut(32)) {
-            match word {
-                u32::MAX => {}
-                0 => logits.fill(f32::NEG_INFINITY),
-                _ => {
-                    for (bit, logit) in logits.iter_mut().enumerate() {
-                        *logit = if word >> bit & 1 == 1 { *logit } else { f32::NEG_INFINITY };
-                    }
-                }
-            }
-        }
+        token_mask::forbid_others(logits, words);
         Ok(())
     }
 

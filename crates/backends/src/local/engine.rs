@@ -187,9 +187,11 @@ impl Engine {
         if joining.is_empty() {
             return;
         }
+        let start = Instant::now();
         self.encode(&joining);
+        let encode = start.elapsed().as_secs_f64();
         for job in joining {
-            match self.activate(job) {
+            match self.activate(job, encode) {
                 Ok(row) => self.active.push(row),
                 Err(failed) => {
                     let (job, fault) = *failed;
@@ -243,6 +245,7 @@ impl Engine {
             };
             add(&self.stats.images_encoded, encoded.len() as u64);
             add(&self.stats.tiles_encoded, encoded.iter().map(|(image, _)| image.tiles() as u64).sum());
+            add(&self.stats.cross_kv_bytes, encoded.iter().map(|(_, kv)| kv.bytes()).sum());
             for (image, kv) in encoded {
                 self.cache.insert(image.digest, kv);
             }
@@ -250,7 +253,7 @@ impl Engine {
         add(&self.stats.encode, start.elapsed().as_nanos() as u64);
     }
 
-    fn activate(&mut self, job: Job) -> Result<ActiveRow, Box<(Job, Fault)>> {
+    fn activate(&mut self, job: Job, encode: f64) -> Result<ActiveRow, Box<(Job, Fault)>> {
         let mut images = Vec::with_capacity(job.prompt.images.len());
         for image in &job.prompt.images {
             match self.cache.get(&image.digest) {
@@ -271,7 +274,11 @@ impl Engine {
         };
         add(&self.stats.shared_prompt_tokens, shared as u64);
         match kv {
-            Ok(kv) => Ok(ActiveRow::new(job, images, kv)),
+            Ok(kv) => {
+                // A row without images only waits meanwhile.
+                let encode = if images.is_empty() { 0.0 } else { encode };
+                Ok(ActiveRow::new(job, images, kv, encode))
+            }
             Err(error) => Err(Box::new((job, error.into()))),
         }
     }
@@ -366,6 +373,7 @@ impl Engine {
         let spent = start.elapsed().as_nanos() as u64;
         add(if reading { &self.stats.prefill } else { &self.stats.decode }, spent);
         add(&self.stats.steps, 1);
+        add(&self.stats.decode_steps, u64::from(!reading));
         add(&self.stats.copies_to_host, self.model.counters().copies_to_host() - copies);
         add(&self.stats.prompt_tokens, (ids.len() - answers) as u64);
         for (at, kv) in prompts {

@@ -7,7 +7,7 @@ use vgen_core::Fault;
 use vgen_mllama::{Checkpoint, Config, Weights, hub};
 use vgen_task::image::MllamaImageProcessor;
 
-use super::{LocalOptions, MemoryPlan, ModelSource, Precision};
+use super::{LocalOptions, MemoryPlan, ModelSource, Precision, Work};
 
 /// What `config.json` and headers tell.
 #[derive(Clone, Debug)]
@@ -24,6 +24,8 @@ pub struct Inspected {
     pub dtype: String,
     /// Bytes that are free now, where that is known.
     pub free: Option<u64>,
+    /// The arithmetic that it takes.
+    pub work: Work,
 }
 
 /// Reads a model's `config.json` and, where they are on this machine, the headers of its weight files.
@@ -49,6 +51,7 @@ pub fn inspect(options: &LocalOptions) -> Result<Inspected, Fault> {
     let precision = Precision::choose(options, &device, &config, &stored, free)?;
     Ok(Inspected {
         plan: MemoryPlan::new(&config, &precision, options),
+        work: Work::new(&config, &precision, &stored),
         config,
         processor,
         device: device.description,

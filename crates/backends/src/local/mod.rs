@@ -29,8 +29,9 @@ mod stats;
 mod stop;
 mod vocabulary;
 pub mod warpers;
+mod work;
 
-pub use backend::{DEFAULT_MAX_NEW_TOKENS, LocalBackend};
+pub use backend::{DEFAULT_MAX_NEW_TOKENS, Frontend, LocalBackend};
 pub use constrain::{ConstraintCompiler, ConstraintError, ConstraintState};
 pub use detokenize::Detokenizer;
 pub use devices::{DeviceChoice, OpenDevice};
@@ -49,3 +50,4 @@ pub use stats::{EngineReport, EngineStats};
 pub use stop::{Answer, Checked, Step, StopChecker};
 pub use vocabulary::{Vocabulary, VocabularyError};
 pub use warpers::Candidates;
+pub use work::{MeasuredLimits, Work};

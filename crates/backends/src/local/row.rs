@@ -54,6 +54,8 @@ pub(crate) struct ActiveRow {
     pub(crate) samples: Vec<Sample>,
     results: Vec<Option<Result<Generation, Fault>>>,
     admitted: Instant,
+    /// Seconds that images were encoded before it was admitted.
+    encode: f64,
     first_token: Option<f64>,
 }
 
@@ -93,10 +95,10 @@ impl Sample {
 }
 
 impl ActiveRow {
-    pub(crate) fn new(job: Job, images: Vec<Arc<CrossKv>>, kv: SelfKv) -> Self {
+    pub(crate) fn new(job: Job, images: Vec<Arc<CrossKv>>, kv: SelfKv, encode: f64) -> Self {
         let results = (0..job.num_generations).map(|_| None).collect();
         let admitted = Instant::now();
-        Self { job, images, prefill: Some(kv), samples: Vec::new(), results, admitted, first_token: None }
+        Self { job, images, prefill: Some(kv), samples: Vec::new(), results, admitted, encode, first_token: None }
     }
 
     /// How many answers are, or will be, in the making.
@@ -210,9 +212,14 @@ impl ActiveRow {
                 }),
                 logprobs: self.job.sampling.logprobs.then(|| std::mem::take(&mut sample.logprobs)),
                 token_ids: Some(sample.answer.tokens().to_vec()),
+                tiles: Some(self.job.prompt.images.iter().map(|image| image.tiles() as u64).sum()),
                 timings: Timings {
-                    queue: self.admitted.duration_since(self.job.submitted).as_secs_f64() - self.job.prepare,
+                    queue: (self.admitted.duration_since(self.job.submitted).as_secs_f64()
+                        - self.job.prepare
+                        - self.encode)
+                        .max(0.0),
                     prepare: self.job.prepare,
+                    encode: Some(self.encode),
                     first_token: self.first_token,
                     total: self.job.submitted.elapsed().as_secs_f64(),
                 },

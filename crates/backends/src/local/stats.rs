@@ -21,7 +21,9 @@ pub struct EngineStats {
     pub(crate) images_encoded: AtomicU64,
     pub(crate) tiles_encoded: AtomicU64,
     pub(crate) images_reused: AtomicU64,
+    pub(crate) cross_kv_bytes: AtomicU64,
     pub(crate) steps: AtomicU64,
+    pub(crate) decode_steps: AtomicU64,
     pub(crate) copies_to_host: AtomicU64,
 }
 
@@ -55,8 +57,12 @@ pub struct EngineReport {
     pub tiles_encoded: u64,
     /// Images that were encoded for an earlier row.
     pub images_reused: u64,
+    /// Bytes of keys and values that were made for images.
+    pub cross_kv_bytes: u64,
     /// Calls of the text layers.
     pub steps: u64,
+    /// Those of them that only continued answers.
+    pub decode_steps: u64,
     /// Results that were copied from the device: one a step where all tokens can be chosen there.
     pub copies_to_host: u64,
 }
@@ -80,7 +86,9 @@ impl EngineStats {
             images_encoded: count(&self.images_encoded),
             tiles_encoded: count(&self.tiles_encoded),
             images_reused: count(&self.images_reused),
+            cross_kv_bytes: count(&self.cross_kv_bytes),
             steps: count(&self.steps),
+            decode_steps: count(&self.decode_steps),
             copies_to_host: count(&self.copies_to_host),
         }
     }

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use reqwest::Url;
+use serde::Serialize;
+use serde_json::Value;
 use tokio::runtime::{Handle, Runtime};
 use vgen_core::{Backend, Fault, ImageRef, Message, Reply, Request, Response, SamplingParams, Secret};
 
@@ -90,7 +92,7 @@ pub enum RemoteEvent {
 }
 
 /// What a backend has done so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct RemoteStats {
     /// HTTP requests sent.
     pub requests: u64,
@@ -243,6 +245,10 @@ impl Backend for RemoteBackend {
             Some((name, _)) => Err(config(name.to_owned(), "is not a finite number").into()),
             None => Ok(()),
         }
+    }
+
+    fn statistics(&self) -> Option<Value> {
+        serde_json::to_value(self.stats()).ok()
     }
 
     fn window(&self) -> usize {

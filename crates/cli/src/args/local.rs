@@ -2,8 +2,7 @@
 
 use clap::{Args, Parser};
 
-use super::{EXIT_CODES, Flags, ModelFlags, QuestionFlags};
-use crate::messages::Color;
+use super::{EXIT_CODES, Flags, MessageFlags, ModelFlags, QuestionFlags};
 use crate::version;
 
 /// Runs Llama-3.2-Vision in this process, over the rows of a file or for one question.
@@ -12,9 +11,8 @@ use crate::version;
 pub(crate) struct LocalArgs {
     #[command(flatten)]
     pub(crate) local: Box<LocalCommand>,
-    /// When messages are coloured; NO_COLOR is honoured.
-    #[arg(long, value_name = "WHEN", default_value = "auto", value_enum)]
-    pub(crate) color: Color,
+    #[command(flatten)]
+    pub(crate) messages: MessageFlags,
 }
 
 /// The arguments of `vgen local`.

@@ -21,7 +21,7 @@ pub(crate) fn ask(config: &Config, prompt: &str, images: &[String], messages: &M
     }
     let rendered = task.render(&row(&task, prompt, images)?, &RowContext::new(0))?;
     let interrupt = Interrupt::install(messages)?;
-    let backend = backend::open(config, messages)?;
+    let backend = backend::open(config, None, messages)?;
     backend.check(&config.sampling, task.num_generations())?;
 
     let mut request: Request = task.request_for(&rendered, 0, config.sampling.clone());

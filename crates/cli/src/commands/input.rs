@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use vgen_core::Fault;
 use vgen_dataset::{FolderOptions, InputOptions, RowSource, Selected, Selection, expand, open, stdin};
 
-use vgen_task::OpenAiBatch;
+use vgen_task::{ImagePosition, OpenAiBatch};
 
 use crate::table::{Config, Place};
 
@@ -18,6 +18,15 @@ pub(crate) fn paths(config: &Config) -> Result<Vec<PathBuf>, Fault> {
         Some(Place::File(_)) => expand(&config.input.paths),
         _ => Ok(Vec::new()),
     }
+}
+
+/// The first rows of the input, whatever is sampled of it: drawing a sample takes a pass over all rows.
+///
+/// # Errors
+/// `usage.input`, `input.*`
+pub(crate) fn head(config: &Config) -> Result<Box<dyn RowSource>, Fault> {
+    let selection = Selection { skip: config.input.skip, limit: config.input.limit, ..Selection::default() };
+    Ok(Box::new(Selected::new(all(config)?, selection, || Ok(0))?))
 }
 
 /// Opens the input.
@@ -70,6 +79,15 @@ fn all(config: &Config) -> Result<Box<dyn RowSource>, Fault> {
         Some(Place::Standard) => stdin(&options),
         Some(Place::File(_)) => open(&paths(config)?, &options),
     }
+}
+
+/// What asks the requests of an OpenAI batch file, if the rows are such.
+///
+/// # Errors
+/// As [`is_batch`].
+pub(crate) fn batch(config: &Config) -> Result<Option<OpenAiBatch>, Fault> {
+    let image_position = config.task.image_position.unwrap_or(ImagePosition::AsGiven);
+    Ok(is_batch(config)?.then_some(OpenAiBatch { image_position }))
 }
 
 /// Whether the rows are requests of an OpenAI batch file. Standard input can't be looked at twice: there it must be said.

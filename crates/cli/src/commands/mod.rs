@@ -1,13 +1,20 @@
 //! The commands: each takes its arguments and returns the exit code.
 
+mod ahead;
 mod ask;
+mod bench;
+mod check;
 mod input;
+mod lint;
 mod merge;
 mod output;
 mod plan;
 mod quantize;
 mod render;
+mod report;
 mod rows;
+mod shell;
+mod survey;
 mod verify;
 
 use std::io::Write;
@@ -15,9 +22,10 @@ use std::path::Path;
 
 use vgen_core::Fault;
 
+pub(crate) use self::shell::{completions, man};
 use crate::args::{
-    Flags, LocalCommand, MergeCommand, ModelFlags, PlanCommand, QuantizeCommand, QuestionFlags, RenderCommand,
-    RunCommand, VerifyCommand,
+    BenchCommand, CheckCommand, Flags, LocalCommand, MergeCommand, ModelFlags, PlanCommand, QuantizeCommand,
+    QuestionFlags, RenderCommand, ReportCommand, RunCommand, VerifyCommand,
 };
 use crate::messages::Messages;
 use crate::remote::flags::RemoteCommand;
@@ -67,7 +75,7 @@ fn one_command(
         return show_config(&settings);
     }
     let config = resolve::resolve(&settings)?;
-    let messages = messages.clone().quiet(config.run.quiet);
+    let messages = messages.of_run(&config.run);
     match prompt {
         Some(prompt) => ask::ask(&config, &prompt, &image, &messages),
         None if demo && config.input.place.is_none() => rows::demo(config, &messages),
@@ -87,7 +95,7 @@ pub(crate) fn run(args: RunCommand, messages: &Messages) -> Result<u8, Fault> {
         return show_config(&settings);
     }
     let config = resolve::resolve(&settings)?;
-    let messages = messages.clone().quiet(config.run.quiet);
+    let messages = messages.of_run(&config.run);
     rows::run(config, &messages)
 }
 
@@ -95,7 +103,7 @@ pub(crate) fn run(args: RunCommand, messages: &Messages) -> Result<u8, Fault> {
 pub(crate) fn plan(args: PlanCommand, messages: &Messages) -> Result<u8, Fault> {
     let PlanCommand { config, json, rows_per_second, measured, device_model, flags, model } = args;
     let config = resolve::resolve(&local_settings(config.as_deref(), flags, model, "vgen plan")?)?;
-    let messages = messages.clone().quiet(config.run.quiet);
+    let messages = messages.of_run(&config.run);
     if let Some(device) = device_model {
         return plan::predict(&config, &device, json, &messages);
     }
@@ -103,12 +111,39 @@ pub(crate) fn plan(args: PlanCommand, messages: &Messages) -> Result<u8, Fault> 
     plan::plan(&config, &speed, json, &messages)
 }
 
+/// `vgen check`.
+pub(crate) fn check(args: CheckCommand, messages: &Messages) -> Result<u8, Fault> {
+    let CheckCommand { config, rows, all, fetch, json, rows_per_second, measured, flags, model, remote } = args;
+    let print = flags.print_config;
+    let mut settings = match &config {
+        Some(config) => config_file::read(config)?,
+        None => Settings::default(),
+    };
+    let mut flags = flags.settings();
+    model.add_to(&mut flags);
+    remote.add_to(&mut flags);
+    settings.overlay(flags);
+    if settings.get("backend", "kind").is_none() {
+        // Without a config file, as vgen remote if there is a server, else as vgen local.
+        let server =
+            ["model_id", "endpoint_name", "base_url"].iter().any(|name| settings.get("backend", name).is_some());
+        let kind = if server { "inference-endpoints" } else { "local" };
+        settings.set("backend", "kind", kind.into(), Origin::Command("vgen check"));
+    }
+    if print {
+        return show_config(&settings);
+    }
+    let speed = plan::Speed { rows_per_second, measured };
+    let wanted = check::Wanted { rows: (!all).then_some(rows), fetch, json, speed };
+    check::check(&settings, &wanted, messages)
+}
+
 /// `vgen verify`.
 pub(crate) fn verify(args: VerifyCommand, messages: &Messages) -> Result<u8, Fault> {
     let VerifyCommand { answers, config, rows, rows_seed, json, flags, model } = args;
     let config = resolve::resolve(&local_settings(config.as_deref(), flags, model, "vgen verify")?)?;
     let wanted = verify::Wanted { answers, sample: rows as usize, seed: rows_seed, json };
-    verify::verify(&config, &wanted, &messages.clone().quiet(config.run.quiet))
+    verify::verify(&config, &wanted, &messages.of_run(&config.run))
 }
 
 /// The settings of a local run: its config file, and flags over it.
@@ -129,6 +164,11 @@ fn local_settings(
     model.add_to(&mut flags);
     settings.overlay(flags);
     Ok(settings)
+}
+
+/// `vgen bench`.
+pub(crate) fn bench(args: BenchCommand, messages: &Messages) -> Result<u8, Fault> {
+    bench::bench(args, messages)
 }
 
 /// `vgen quantize`.
@@ -164,6 +204,11 @@ fn print(text: &str) -> Result<(), Fault> {
         std::io::ErrorKind::BrokenPipe => Fault::stop("output.closed", "the reader of stdout went away"),
         _ => Fault::stop("output.write", format!("writing to stdout failed: {error}")),
     })
+}
+
+/// `vgen report`.
+pub(crate) fn report(args: ReportCommand, messages: &Messages) -> Result<u8, Fault> {
+    report::run(args, messages)
 }
 
 /// `vgen merge`.

@@ -3,23 +3,26 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use vgen_core::{Backend, Fault, Row};
+use vgen_core::{Backend, Fault, ImageRef, Row};
 use vgen_dataset::{
-    Column, ColumnType, DatasetError, ImageFolder, ImageStorage, InputOptions, JsonlSink, OutputFormat, OutputLayout,
-    RowSink, RowSource, SidecarOptions, SidecarSink, check_is_no_input, infer, store_images,
+    Column, ColumnType, DatasetError, FetchImage, ImageColumn, ImageFolder, ImageStorage, InputOptions, JsonlSink,
+    OutputFormat, OutputLayout, RowSink, RowSource, SidecarOptions, SidecarSink, StoredImages, check_is_no_input,
+    infer, store_images,
 };
 use vgen_run::record::{
-    Found, InputFile, InputRecord, Ledger, Past, RECORD_VERSION, RecordError, RunFolder, RunRecord, RunState,
-    differences, failed_rows,
+    Found, InputFile, InputRecord, Ledger, ModelRecord, Past, RECORD_VERSION, RecordError, RunFolder, RunRecord,
+    RunState, differences, failed_rows,
 };
 use vgen_run::{JournalRows, KnownRows, OldRows, check_skipped};
 use vgen_task::TextGenerationWithImage;
+use vgen_task::image::{ImageFetcher, KeptImages};
 
 use super::input;
-use crate::identity;
 use crate::messages::Messages;
 use crate::table::{Config, Place, Resume};
+use crate::{identity, local};
 
 /// Rows, and bytes of them, from which the columns of an output with a schema are taken.
 const LOOK_ROWS: usize = 1000;
@@ -54,25 +57,69 @@ pub(crate) struct Opened {
     pub(crate) replaces: bool,
 }
 
+/// Where the bytes of images to embed come from.
+struct ImageSource {
+    folder: Option<PathBuf>,
+    kept: Option<Arc<KeptImages>>,
+}
+
+/// A place for images from the network, if their bytes are wanted in the output.
+pub(crate) fn kept_images(config: &Config) -> Option<Arc<KeptImages>> {
+    (config.output.images == ImageStorage::Embed).then(Arc::default)
+}
+
+/// The sink, with the images of its rows stored as the configuration wants them.
+fn stored(
+    config: &Config,
+    sink: Box<dyn RowSink>,
+    folder: Option<PathBuf>,
+    kept: Option<&Arc<KeptImages>>,
+) -> Box<dyn RowSink> {
+    if config.output.images == ImageStorage::Keep {
+        return sink;
+    }
+    let fetch = kept.map(|kept| -> FetchImage {
+        // What the backend did not fetch (a server may do that itself), or what was fetched too long ago.
+        let fetcher = ImageFetcher::new(local::limits(&config.images)).keeping(Some(Arc::clone(kept)));
+        let kept = Arc::clone(kept);
+        Arc::new(move |url| match kept.wait(url) {
+            Some(known) => known,
+            None => fetcher.fetch(&ImageRef::Url(url.into())).ok(),
+        })
+    });
+    let (column, storage) = (input::image_column(config), config.output.images);
+    Box::new(StoredImages::new(sink, ImageColumn { column, storage, folder, fetch }))
+}
+
 /// A sink without a record: standard output, a pipe, a device.
-pub(crate) fn stream(config: &Config) -> Result<Option<Box<dyn RowSink>>, Fault> {
+pub(crate) fn stream(
+    config: &Config,
+    folder: Option<PathBuf>,
+    kept: Option<&Arc<KeptImages>>,
+) -> Result<Option<Box<dyn RowSink>>, Fault> {
     match &config.output.place {
-        Place::Standard => Ok(Some(Box::new(JsonlSink::stdout()))),
+        Place::Standard => Ok(Some(stored(config, Box::new(JsonlSink::stdout()), folder, kept))),
         Place::File(path) if is_stream(path) => {
             let layout = OutputLayout {
                 format: OutputFormat::Jsonl,
                 columns: Vec::new(),
                 group_rows: config.output.row_group_rows,
-                reference_column: None,
             };
-            Ok(Some(Box::new(layout.create(path, None)?)))
+            Ok(Some(stored(config, Box::new(layout.create(path)?), folder, kept)))
         }
         Place::File(_) => Ok(None),
     }
 }
 
-fn is_stream(path: &Path) -> bool {
+/// Whether a path is a pipe or a device: nothing that could be gone on with.
+pub(crate) fn is_stream(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
+}
+
+/// The fault of `--retry-failed` without a record.
+pub(crate) fn no_retry() -> Fault {
+    Fault::stop("usage.retry", "--retry-failed needs an output that is a file")
+        .with_hint("name the output of the run with --output")
 }
 
 /// The format of an output.
@@ -86,7 +133,6 @@ pub(crate) fn prepare(
     path: &Path,
     task: &TextGenerationWithImage,
     source: &mut Box<dyn RowSource>,
-    messages: &Messages,
 ) -> Result<Prepared, Fault> {
     let inputs = input::paths(config)?;
     let format = format(config, path);
@@ -105,12 +151,6 @@ pub(crate) fn prepare(
         found => found?,
     };
     let start = decide(config, path, &inputs, format, task, source, found)?;
-    match &start {
-        Start::Resume(_, past) | Start::Retry(_, past) => {
-            messages.info(format!("going on with {}: {} rows are done", path.display(), past.finished_rows()));
-        }
-        Start::Fresh(_) | Start::Done(..) => {}
-    }
     Ok(Prepared { folder, start, path: path.to_owned(), image_folder })
 }
 
@@ -256,6 +296,17 @@ fn layout(
         return Err(Fault::stop("config.value", "the answers to a batch file are JSON lines")
             .with_hint("name an output that ends in .jsonl"));
     }
+    if config.output.images == ImageStorage::Embed {
+        let folders: std::collections::BTreeSet<_> = inputs.iter().map(|path| path.parent()).collect();
+        if folders.len() > 1 {
+            return Err(Fault::stop("config.value", "images of inputs in several folders can't be embedded")
+                .with_hint("put the files in one folder, or run one at a time"));
+        }
+    }
+    if format == OutputFormat::Sidecar && config.output.images != ImageStorage::Keep {
+        return Err(Fault::stop("config.value", "text files beside images hold no images")
+            .with_hint("leave out --output-images"));
+    }
     let image_column = input::image_column(config);
     let mut columns = Vec::new();
     if format.has_schema() {
@@ -264,13 +315,6 @@ fn layout(
             None => infer(&first_rows(config, source)?),
         };
         store_images(&mut columns, &image_column, config.output.images);
-        if config.output.images == ImageStorage::Embed {
-            let folders: std::collections::BTreeSet<_> = inputs.iter().map(|path| path.parent()).collect();
-            if folders.len() > 1 {
-                return Err(Fault::stop("config.value", "images of inputs in several folders can't be embedded")
-                    .with_hint("put the files in one folder, or run one at a time"));
-            }
-        }
         for column in written_columns(config, task) {
             match columns.iter_mut().find(|other| other.name == column.name) {
                 Some(other) => *other = column,
@@ -278,13 +322,7 @@ fn layout(
             }
         }
     }
-    let reference = format.has_schema() && config.output.images == ImageStorage::Reference;
-    Ok(OutputLayout {
-        format,
-        columns,
-        group_rows: config.output.row_group_rows,
-        reference_column: reference.then_some(image_column),
-    })
+    Ok(OutputLayout { format, columns, group_rows: config.output.row_group_rows })
 }
 
 fn written_columns(config: &Config, task: &TextGenerationWithImage) -> Vec<Column> {
@@ -332,7 +370,48 @@ fn first_rows(config: &Config, source: &mut Box<dyn RowSource>) -> Result<Vec<Ro
     Ok(rows)
 }
 
+/// # Errors
+/// `resume.differs`
+fn check_model(record: &RunRecord, model: &ModelRecord, path: &Path) -> Result<(), RecordError> {
+    if record.model == *model {
+        return Ok(());
+    }
+    let mut lines = Vec::new();
+    let told = |value: &Option<String>| value.clone().unwrap_or_else(|| "not known".to_owned());
+    for (what, then, now) in [
+        ("name", &Some(record.model.name.clone()), &Some(model.name.clone())),
+        ("revision", &record.model.revision, &model.revision),
+        ("digest", &record.model.digest, &model.digest),
+    ] {
+        if then != now {
+            lines.push(format!("model.{what} was {}, now is {}", told(then), told(now)));
+        }
+    }
+    Err(RecordError::Differs { output: path.to_owned(), differences: lines })
+}
+
 impl Prepared {
+    /// Says that an earlier run is gone on with, if it is so.
+    pub(crate) fn tell(&self, messages: &Messages) {
+        if let Start::Resume(_, past) | Start::Retry(_, past) = &self.start {
+            let (path, rows) = (self.path.display(), past.finished_rows());
+            messages.info(format!("going on with {path}: {rows} rows are done"));
+        }
+    }
+
+    /// Whether an earlier run had the model that is called so now.
+    ///
+    /// # Errors
+    /// `resume.differs`
+    pub(crate) fn check_model(&self, config: &Config, name: &str) -> Result<(), Fault> {
+        match &self.start {
+            Start::Fresh(_) => Ok(()),
+            Start::Resume(record, _) | Start::Retry(record, _) | Start::Done(record, _) => {
+                Ok(check_model(record, &identity::model(config, name), &self.path)?)
+            }
+        }
+    }
+
     /// Opens the output for the backend's answers.
     ///
     /// # Errors
@@ -343,32 +422,18 @@ impl Prepared {
         task: &TextGenerationWithImage,
         backend: &dyn Backend,
         source: &mut Box<dyn RowSource>,
+        kept: Option<&Arc<KeptImages>>,
     ) -> Result<Opened, Fault> {
         let Self { folder, start, path, image_folder } = self;
-        let model = identity::model(config, backend);
+        let images = ImageSource { folder: image_folder, kept: kept.cloned() };
+        let model = identity::model(config, backend.model_name());
         let durability = config.output.durability;
-        let check_model = |record: &RunRecord| {
-            if record.model == model {
-                return Ok(());
-            }
-            let mut lines = Vec::new();
-            let told = |value: &Option<String>| value.clone().unwrap_or_else(|| "not known".to_owned());
-            for (what, then, now) in [
-                ("name", &Some(record.model.name.clone()), &Some(model.name.clone())),
-                ("revision", &record.model.revision, &model.revision),
-                ("digest", &record.model.digest, &model.digest),
-            ] {
-                if then != now {
-                    lines.push(format!("model.{what} was {}, now is {}", told(then), told(now)));
-                }
-            }
-            Err(RecordError::Differs { output: path.clone(), differences: lines })
-        };
+        let check_model = |record: &RunRecord| check_model(record, &model, &path);
         match start {
             Start::Fresh(layout) => {
                 let record = record(config, task, &path, layout.clone(), model)?;
                 let ledger = Ledger::begin(folder, record, durability)?;
-                let sink = sink(config, &layout, &path, image_folder, None)?;
+                let sink = sink(config, &layout, &path, images, None)?;
                 Ok(Opened { sink, ledger, known: Box::new(()), replaces: false })
             }
             Start::Resume(mut record, past) | Start::Done(mut record, past) => {
@@ -376,14 +441,14 @@ impl Prepared {
                 record.config = config.recorded.config.clone();
                 let layout = record.layout.clone();
                 let ledger = Ledger::resume(folder, *record, &past, durability)?;
-                let sink = sink(config, &layout, &path, image_folder, Some(past.mark()))?;
+                let sink = sink(config, &layout, &path, images, Some(past.mark()))?;
                 let known = Box::new(JournalRows::new(*past, source.name()));
                 Ok(Opened { sink, ledger, known, replaces: false })
             }
             Start::Retry(mut record, past) => {
                 check_model(&record)?;
                 record.config = config.recorded.config.clone();
-                retry(config, folder, record, past, &path, image_folder, source)
+                retry(config, folder, record, past, &path, images, source)
             }
         }
     }
@@ -395,14 +460,14 @@ fn retry(
     mut record: Box<RunRecord>,
     past: Box<Past>,
     path: &Path,
-    image_folder: Option<PathBuf>,
+    images: ImageSource,
     source: &mut Box<dyn RowSource>,
 ) -> Result<Opened, Fault> {
     let layout = record.layout.clone();
     let sidecar = layout.format == OutputFormat::Sidecar;
     if past.end().is_none() && !sidecar {
         // A killed run: what is whole of it becomes a file that can be read.
-        layout.resume(path, image_folder.clone(), past.mark())?.finish()?;
+        layout.resume(path, past.mark())?.finish()?;
     }
     let failed = failed_rows(&folder.path().join("failed.jsonl"))?;
     let failed = failed.into_iter().filter(|row| row.sequence < past.mark().rows).collect();
@@ -430,7 +495,7 @@ fn retry(
     let fresh = again.finished_rows() == 0;
     let ledger = Ledger::retry(folder, *record, &again, config.output.durability)?;
     let new = if sidecar { path.to_owned() } else { new };
-    let sink = sink(config, &layout, &new, image_folder, (!fresh).then_some(mark))?;
+    let sink = sink(config, &layout, &new, images, (!fresh).then_some(mark))?;
     Ok(Opened { sink, ledger, known: Box::new(known), replaces: true })
 }
 
@@ -438,7 +503,7 @@ fn sink(
     config: &Config,
     layout: &OutputLayout,
     path: &Path,
-    image_folder: Option<PathBuf>,
+    images: ImageSource,
     mark: Option<vgen_dataset::Mark>,
 ) -> Result<Box<dyn RowSink>, Fault> {
     if layout.format == OutputFormat::Sidecar {
@@ -451,10 +516,11 @@ fn sink(
         };
         return Ok(Box::new(SidecarSink::new(options, mark.unwrap_or_default().rows)));
     }
-    Ok(match mark {
-        None => Box::new(layout.create(path, image_folder)?),
-        Some(mark) => Box::new(layout.resume(path, image_folder, mark)?),
-    })
+    let sink: Box<dyn RowSink> = match mark {
+        None => Box::new(layout.create(path)?),
+        Some(mark) => Box::new(layout.resume(path, mark)?),
+    };
+    Ok(stored(config, sink, images.folder, images.kept.as_ref()))
 }
 
 fn record(
@@ -462,7 +528,7 @@ fn record(
     task: &TextGenerationWithImage,
     path: &Path,
     layout: OutputLayout,
-    model: vgen_run::record::ModelRecord,
+    model: ModelRecord,
 ) -> Result<RunRecord, Fault> {
     let now = vgen_run::record::now();
     let rows_per_input =

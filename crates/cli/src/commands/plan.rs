@@ -1,8 +1,6 @@
 //! `vgen plan`: what a run of a local model takes, from `config.json` and the headers of images alone.
 
-use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -10,21 +8,17 @@ use vgen_backends::local::{
     Bytes, DEFAULT_MAX_NEW_TOKENS, DeviceModel, EngineReport, Inspected, LocalOptions, MemoryPlan, Prediction,
     Workload, inspect,
 };
-use vgen_core::{Fault, ImageRef};
-use vgen_dataset::RowSource;
-use vgen_task::image::image_size;
-use vgen_task::{RowContext, TaskConfig, TextGenerationWithImage};
+use vgen_core::{Fault, Row};
+use vgen_dataset::Origin;
+use vgen_task::Rendered;
 
+use super::survey::{Rows, Survey};
 use crate::messages::Messages;
 use crate::table::{BackendTable, Config};
 use crate::{exit, local};
 
 /// Text tokens of a prompt where there are no rows to look at.
 const USUAL_PROMPT: u64 = 256;
-/// What a chat template adds to a prompt, about.
-const TEMPLATE_TOKENS: u64 = 30;
-/// Bytes of a token of text, about.
-const TOKEN_BYTES: u64 = 4;
 
 /// How fast to reckon.
 pub(crate) struct Speed {
@@ -38,7 +32,7 @@ pub(crate) fn plan(config: &Config, speed: &Speed, json: bool, messages: &Messag
     let measured = speed.measured()?;
     let inspected = inspect(&options)?;
     let rows = match config.input.place {
-        Some(_) => Some(Rows::count(config, &inspected, &options, messages)?),
+        Some(_) => Some(count(config, &inspected, &options, messages)?),
         None => None,
     };
     let report = Report::new(config, &options, &inspected, rows, speed.rows_per_second, measured.as_ref());
@@ -46,11 +40,31 @@ pub(crate) fn plan(config: &Config, speed: &Speed, json: bool, messages: &Messag
         let text = serde_json::to_string_pretty(&report).map_err(|e| Fault::stop("run.plan", e.to_string()))?;
         super::print(&(text + "\n"))?;
     } else {
-        super::print(&report.text())?;
+        super::print(&report.text(true))?;
     }
     inspected.plan.check(inspected.free)?;
     report.check()?;
     Ok(exit::DONE)
+}
+
+/// Looks at all rows; says which of them can't be run.
+fn count(config: &Config, inspected: &Inspected, options: &LocalOptions, messages: &Messages) -> Result<Rows, Fault> {
+    let task = super::check::task(config, Some(inspected))?;
+    let survey = Survey {
+        task: &*task,
+        model: Some(inspected),
+        frontend: None,
+        limits: options.prepare.limits.clone(),
+        fetcher: None,
+        sampling: &config.sampling,
+        most_rows: None,
+    };
+    let mut watch = |origin: &Origin, _: Option<&Row>, rendered: Result<&Rendered, &Fault>| {
+        if let Err(fault) = rendered {
+            messages.warning(format!("{} [{}]", super::check::placed(origin, fault), fault.code));
+        }
+    };
+    survey.of(&mut super::input::source(config)?, &mut watch)
 }
 
 /// Prints what the rows cost on a device that is known by its data sheet.
@@ -60,7 +74,7 @@ pub(crate) fn predict(config: &Config, device: &DeviceModel, json: bool, message
     let new_tokens = config.sampling.max_new_tokens.map_or(DEFAULT_MAX_NEW_TOKENS, |n| n).into();
     let work = match config.input.place {
         Some(_) => {
-            let rows = Rows::count(config, &inspected, &options, messages)?;
+            let rows = count(config, &inspected, &options, messages)?;
             let each = |all: u64| all.div_ceil((rows.rows - rows.faulty_rows).max(1));
             Workload { tiles: each(rows.tiles), prompt: each(rows.prompt_tokens_about), new_tokens }
         }
@@ -86,13 +100,13 @@ fn local_options(config: &Config) -> Result<LocalOptions, Fault> {
 
 /// A file that `--stats` wrote, as far as it is needed.
 #[derive(Deserialize)]
-struct Measured {
+pub(super) struct Measured {
     rows_per_second: f64,
     backend: Option<EngineReport>,
 }
 
 impl Speed {
-    fn measured(&self) -> Result<Option<Measured>, Fault> {
+    pub(super) fn measured(&self) -> Result<Option<Measured>, Fault> {
         let Some(path) = &self.measured else { return Ok(None) };
         let text = std::fs::read_to_string(path).map_err(|error| error.to_string());
         let measured = text.and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string()));
@@ -103,110 +117,9 @@ impl Speed {
     }
 }
 
-/// What the rows of an input have, by their text and the headers of their images.
-#[derive(Debug, Default, Serialize)]
-struct Rows {
-    rows: u64,
-    /// Rows that can't be asked about, or have an image whose header can't be read.
-    faulty_rows: u64,
-    images: u64,
-    /// By path, URL or bytes: each is encoded once if images are kept.
-    different_images: u64,
-    /// Images in the network are not fetched; they are taken as the largest.
-    unseen_images: u64,
-    tiles: u64,
-    different_tiles: u64,
-    /// Keys and values of all different images.
-    cross_kv_bytes: u64,
-    most_tiles: u64,
-    /// A quarter of the bytes, and something for the template.
-    prompt_tokens_about: u64,
-    longest_prompt_about: u64,
-}
-
-impl Rows {
-    fn count(
-        config: &Config,
-        inspected: &Inspected,
-        options: &LocalOptions,
-        messages: &Messages,
-    ) -> Result<Self, Fault> {
-        let mut task = config.task.clone();
-        if inspected.processor.is_none() {
-            task = TaskConfig { image_required: task.image_required.or(Some(false)), ..task };
-        }
-        let task = TextGenerationWithImage::from_config(task)?;
-        let mut source = super::input::source(config)?;
-        let mut count = Self::default();
-        let mut seen = HashMap::new();
-        while config.input.limit.is_none_or(|limit| count.rows < limit) {
-            let Some(row) = source.next_row()? else { break };
-            count.rows += 1;
-            let context = RowContext { base_dir: source.folder(), ..RowContext::new(row.number) };
-            let counted = row.row.and_then(|values| task.render(&values, &context)).and_then(|rendered| {
-                let text: usize = rendered.messages.iter().map(|message| message.plain_text().len()).sum();
-                let tokens = text as u64 / TOKEN_BYTES + TEMPLATE_TOKENS;
-                let mut tiles = 0;
-                for image in rendered.messages.iter().flat_map(|message| message.images()) {
-                    tiles += count.image(image, inspected, options, &mut seen)?;
-                }
-                Ok((tokens, tiles))
-            });
-            match counted {
-                Ok((tokens, tiles)) => {
-                    count.tiles += tiles;
-                    count.most_tiles = count.most_tiles.max(tiles);
-                    count.prompt_tokens_about += tokens;
-                    count.longest_prompt_about = count.longest_prompt_about.max(tokens);
-                }
-                Err(fault) => {
-                    count.faulty_rows += 1;
-                    messages.warning(format!("{}: {} [{}]", row.origin, fault.message, fault.code));
-                }
-            }
-        }
-        count.different_images = seen.len() as u64;
-        count.different_tiles = seen.values().sum();
-        count.cross_kv_bytes = count.different_tiles * inspected.plan.cross_kv_per_tile;
-        Ok(count)
-    }
-
-    /// Tiles of an image.
-    fn image(
-        &mut self,
-        image: &ImageRef,
-        inspected: &Inspected,
-        options: &LocalOptions,
-        seen: &mut HashMap<u64, u64>,
-    ) -> Result<u64, Fault> {
-        let Some(processor) = &inspected.processor else {
-            return Err(Fault::row("prompt.text_only", "the row has an image, but the model reads text only"));
-        };
-        self.images += 1;
-        // The hash and not the image: images in memory would all stay there.
-        let mut hash = DefaultHasher::new();
-        image.hash(&mut hash);
-        let hash = hash.finish();
-        if let Some(tiles) = seen.get(&hash) {
-            return Ok(*tiles);
-        }
-        let tiles = match image_size(image, &options.prepare.limits)? {
-            Some((width, height)) => processor
-                .fit(height as usize, width as usize)
-                .map_or(inspected.plan.max_tiles, |fit| (fit.tiles_high * fit.tiles_wide) as u64),
-            None => {
-                self.unseen_images += 1;
-                inspected.plan.max_tiles
-            }
-        };
-        seen.insert(hash, tiles);
-        Ok(tiles)
-    }
-}
-
 /// The plan in the words that are printed.
 #[derive(Debug, Serialize)]
-struct Report {
+pub(super) struct Report {
     model: String,
     device: String,
     dtype: String,
@@ -216,7 +129,7 @@ struct Report {
     /// Keys and values of the largest image.
     cross_kv_per_image: u64,
     free: Option<u64>,
-    rows: Option<Rows>,
+    pub(super) rows: Option<Rows>,
     /// New tokens of an answer, at most.
     max_new_tokens: u64,
     num_generations: u64,
@@ -228,11 +141,11 @@ struct Report {
     rows_that_fit: Option<u64>,
     /// Answers computed together at most.
     batch_size: u64,
-    seconds: Option<f64>,
+    pub(super) seconds: Option<f64>,
 }
 
 impl Report {
-    fn new(
+    pub(super) fn new(
         config: &Config,
         options: &LocalOptions,
         inspected: &Inspected,
@@ -278,7 +191,7 @@ impl Report {
     }
 
     /// Refuses what could never run: not even one row has room.
-    fn check(&self) -> Result<(), Fault> {
+    pub(super) fn check(&self) -> Result<(), Fault> {
         match (self.room, self.rows_that_fit) {
             (Some(room), None | Some(0)) => {
                 let (fixed, row) = (Bytes(self.plan.fixed()), Bytes(self.row_bytes));
@@ -290,7 +203,8 @@ impl Report {
         }
     }
 
-    fn text(&self) -> String {
+    /// In lines; with `whole`, also what rows and time are.
+    pub(super) fn text(&self, whole: bool) -> String {
         let mut text = String::new();
         let mut line = |name: &str, value: String| {
             // Writing to a string can't fail.
@@ -311,21 +225,18 @@ impl Report {
         if let Some(rows) = &self.rows {
             let faulty =
                 if rows.faulty_rows > 0 { format!(", {} can't be run", rows.faulty_rows) } else { String::new() };
-            line("rows", format!("{}{faulty}", rows.rows));
+            if whole {
+                line("rows", format!("{}{faulty}", rows.rows));
+            }
             if rows.images > 0 {
-                let unseen = match rows.unseen_images {
-                    0 => String::new(),
-                    n => format!(", {n} in the network not looked at"),
-                };
-                line("images", format!("{}, {} different{unseen}", rows.images, rows.different_images));
+                line("images", rows.images_in_words());
                 let bytes = Bytes(rows.cross_kv_bytes);
                 line(
                     "tiles",
                     format!("{}, {} different: {bytes} of keys and values", rows.tiles, rows.different_tiles),
                 );
             }
-            let tokens = format!("about {}, longest about {}", rows.prompt_tokens_about, rows.longest_prompt_about);
-            line("prompt tokens", tokens);
+            line("prompt tokens", rows.tokens_in_words());
         }
         let answers =
             if self.num_generations > 1 { format!(", {} answers", self.num_generations) } else { String::new() };
@@ -337,7 +248,7 @@ impl Report {
                 self.rows_that_fit.map_or_else(|| "not even the weights".to_owned(), |n| format!("{n} rows at a time"));
             line("fits", format!("{fit} in {} {what}; --batch-size is {}", Bytes(room), self.batch_size));
         }
-        if let Some(seconds) = self.seconds {
+        if let Some(seconds) = self.seconds.filter(|_| whole) {
             line("time", format!("about {}", crate::progress::duration(std::time::Duration::from_secs_f64(seconds))));
         }
         text

@@ -1,6 +1,5 @@
 //! `vgen quantize`: a checkpoint as one GGUF file.
 
-use std::io::{self, IsTerminal};
 use std::path::Path;
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
@@ -25,8 +24,7 @@ pub(super) fn run(args: &QuantizeCommand, messages: &Messages) -> Result<u8, Fau
         Checkpoint::folder(hub::resolve(&args.model, &options, &accept, None).map_err(Fault::from)?.path)
     };
     let types = WeightTypes { all: Some(args.weight_type), overrides: args.tensor_type.clone() };
-    let live = io::stderr().is_terminal() && !messages.is_quiet();
-    let bar = if live { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    let bar = if messages.draws() { ProgressBar::new(0) } else { ProgressBar::hidden() };
     if let Ok(style) = ProgressStyle::with_template("{bar:24} tensor {pos} of {len} {eta}") {
         bar.set_style(style);
     }

@@ -26,13 +26,8 @@ pub(crate) fn render(config: &Config, messages: &Messages) -> Result<u8, Fault> 
             {
                 return Err(DatasetError::OutputExists(path.clone()).into());
             }
-            let layout = OutputLayout {
-                format: OutputFormat::Jsonl,
-                columns: Vec::new(),
-                group_rows: 1,
-                reference_column: None,
-            };
-            Box::new(layout.create(path, None)?)
+            let layout = OutputLayout { format: OutputFormat::Jsonl, columns: Vec::new(), group_rows: 1 };
+            Box::new(layout.create(path)?)
         }
     };
     let mut failed = false;

@@ -8,20 +8,22 @@ use serde_json::json;
 use vgen_core::{Backend, Fault};
 use vgen_dataset::{RowSink, RowSource};
 use vgen_run::{Pipeline, Summary, Task};
-use vgen_task::{ImagePosition, OpenAiBatch, TaskConfig, TextGenerationWithImage};
+use vgen_task::{TaskConfig, TextGenerationWithImage};
 
-use super::{input, output};
+use super::ahead::FetchAhead;
+use super::{input, lint, output};
 use crate::interrupt::Interrupt;
 use crate::messages::Messages;
 use crate::progress::{self, Reporter};
 use crate::table::{Config, Place};
-use crate::{backend, demo, exit};
+use crate::{backend, demo, exit, local};
 
 /// Asks about every row of the input.
 pub(crate) fn run(config: Config, messages: &Messages) -> Result<u8, Fault> {
     // What is wrong with task, input or output shows before a model is loaded.
     let task = TextGenerationWithImage::from_config(config.task.clone())?;
     let source = input::source(&config)?;
+    lint::before(&config, &task, messages)?;
     finish(&config, task, source, None, messages)
 }
 
@@ -54,17 +56,19 @@ fn finish(
     for warning in task.warnings() {
         messages.warning(warning);
     }
+    let kept = output::kept_images(config);
     let stream = match sink {
         Some(sink) => Some(sink),
-        None => output::stream(config)?,
+        None => output::stream(config, source.folder().map(Path::to_owned), kept.as_ref())?,
     };
     let target = match (stream, &config.output.place) {
         (None, Place::File(path)) => {
-            Target::File(Box::new(output::prepare(config, path, &task, &mut source, messages)?))
+            let prepared = output::prepare(config, path, &task, &mut source)?;
+            prepared.tell(messages);
+            Target::File(Box::new(prepared))
         }
         (Some(_), _) if config.output.retry_failed => {
-            return Err(Fault::stop("usage.retry", "--retry-failed needs an output that is a file")
-                .with_hint("name the output of the run with --output"));
+            return Err(output::no_retry());
         }
         (stream, _) => Target::Stream(stream.unwrap_or_else(|| Box::new(vgen_dataset::JsonlSink::stdout()))),
     };
@@ -77,22 +81,26 @@ fn finish(
         return Ok(if counts.failed_rows > 0 { exit::SOME_ROWS_FAILED } else { exit::DONE });
     }
     let interrupt = Interrupt::install(messages)?;
-    let backend = backend::open(config, messages)?;
+    let backend = backend::open(config, kept.as_ref(), messages)?;
     let task = for_backend(task, &*backend)?;
-    let batch = input::is_batch(config)?;
+    let batch = input::batch(config)?;
     let to_terminal = config.output.place == Place::Standard && io::stdout().is_terminal();
     let mut replaces = false;
     let (sink, recorded) = match target {
         Target::Stream(sink) => (sink, None),
         Target::File(prepared) => {
-            let opened = prepared.open(config, &task, &*backend, &mut source)?;
+            let opened = prepared.open(config, &task, &*backend, &mut source, kept.as_ref())?;
             replaces = opened.replaces;
             (opened.sink, Some((opened.ledger, opened.known)))
         }
     };
     let task: Box<dyn Task> = match batch {
-        true => Box::new(OpenAiBatch { image_position: config.task.image_position.unwrap_or(ImagePosition::AsGiven) }),
-        false => Box::new(task),
+        Some(batch) => Box::new(batch),
+        None => Box::new(task),
+    };
+    let task = match kept {
+        Some(kept) if !backend::fetches(config) => Box::new(FetchAhead::new(task, kept, local::limits(&config.images))),
+        _ => task,
     };
     let mut pipeline = Pipeline::new(source, task, Arc::clone(&backend), sink)
         .sampling(config.sampling.clone())
@@ -116,12 +124,13 @@ fn finish(
                 folder.install_retry()?;
             }
             progress::summary(messages, &summary);
+            let cut = lint::after(config, &summary, messages);
             if let Some(path) = &config.run.stats {
                 write_stats(path, &*backend, &summary)?;
             }
             Ok(match (summary.interrupted, summary.failed_rows) {
                 (true, _) => exit::INTERRUPTED,
-                (false, 0) => exit::DONE,
+                (false, 0) if !cut => exit::DONE,
                 (false, _) => exit::SOME_ROWS_FAILED,
             })
         }

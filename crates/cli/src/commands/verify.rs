@@ -28,7 +28,7 @@ pub(crate) fn verify(config: &Config, wanted: &Wanted, messages: &Messages) -> R
             .with_hint("answers of a server may differ from one request to the next"));
     }
     let mut task = TextGenerationWithImage::from_config(config.task.clone())?;
-    let backend = backend::open(config, messages)?;
+    let backend = backend::open(config, None, messages)?;
     task = for_backend(task, &*backend)?;
     let sample = sample(config, wanted, &task)?;
     if sample.is_empty() {
@@ -52,12 +52,7 @@ fn passes(sample: usize) -> Vec<usize> {
 /// Walks through input and output side by side and keeps the rows that the seed chooses.
 fn sample(config: &Config, wanted: &Wanted, task: &TextGenerationWithImage) -> Result<Vec<Sampled>, Fault> {
     let mut source = super::input::source(config)?;
-    let layout = OutputLayout {
-        format: OutputFormat::of_path(&wanted.answers),
-        columns: Vec::new(),
-        group_rows: 1,
-        reference_column: None,
-    };
+    let layout = OutputLayout { format: OutputFormat::of_path(&wanted.answers), columns: Vec::new(), group_rows: 1 };
     let mut answers = layout.read(&wanted.answers)?;
     // The smallest draws stay: the same rows whatever their order.
     let mut chosen: Vec<(u64, Sampled)> = Vec::new();

@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser};
 use serde_json::{Map, Value, json};
 
-use crate::args::{EXIT_CODES, Flags, QuestionFlags};
-use crate::messages::Color;
+use crate::args::{EXIT_CODES, Flags, MessageFlags, QuestionFlags};
 use crate::settings::Settings;
 use crate::{quantity, version};
 
@@ -18,9 +17,8 @@ use crate::{quantity, version};
 pub(crate) struct RemoteArgs {
     #[command(flatten)]
     pub(crate) remote: Box<RemoteCommand>,
-    /// When messages are coloured; NO_COLOR is honoured.
-    #[arg(long, value_name = "WHEN", default_value = "auto", value_enum)]
-    pub(crate) color: Color,
+    #[command(flatten)]
+    pub(crate) messages: MessageFlags,
 }
 
 /// The arguments of `vgen remote`.

@@ -14,7 +14,7 @@ use vgen_backends::remote::{
 };
 use vgen_core::{Backend, Fault, Secret};
 use vgen_task::chat::{ChatTemplate, template_messages};
-use vgen_task::image::ImageFetcher;
+use vgen_task::image::{ImageFetcher, KeptImages};
 
 use crate::messages::Messages;
 use crate::table::Images;
@@ -22,10 +22,13 @@ use crate::{hub, local};
 use progress::Waiting;
 use table::RemoteTable;
 
+const NO_KEY: &str = "no API key: set HF_TOKEN, or name one with api_key";
+
 /// Sets the client up; waits for an endpoint that has to wake.
 pub(crate) fn open(
     table: &RemoteTable,
     images: &Images,
+    kept: Option<&Arc<KeptImages>>,
     interval: Duration,
     messages: &Messages,
 ) -> Result<Arc<dyn Backend>, Fault> {
@@ -35,9 +38,9 @@ pub(crate) fn open(
     }
     let api_key = api_key(&config)?;
     if api_key.is_none() && config.base_url.is_none() {
-        messages.warning("no API key: set HF_TOKEN, or name one with api_key");
+        messages.warning(NO_KEY);
     }
-    let fetcher = ImageFetcher::new(local::limits(images));
+    let fetcher = ImageFetcher::new(local::limits(images)).keeping(kept.cloned());
     let waiting = Arc::new(Waiting::new(messages, interval));
     let shown = Arc::clone(&waiting);
     let hooks = RemoteHooks {
@@ -48,6 +51,24 @@ pub(crate) fn open(
     let backend = RemoteBackend::connect(config, RemoteSecrets { api_key }, hooks);
     waiting.connected();
     Ok(Arc::new(backend?))
+}
+
+/// Sets the client up as far as nobody has to be asked; `None` for an endpoint, which would be woken.
+pub(crate) fn dry(
+    table: &RemoteTable,
+    images: &Images,
+    interval: Duration,
+    messages: &Messages,
+) -> Result<Option<Arc<dyn Backend>>, Fault> {
+    if table.config.endpoint_name.is_none() {
+        return open(table, images, None, interval, messages).map(Some);
+    }
+    table.config.validate()?;
+    render(&table.config, table.chat_template.as_deref())?;
+    if api_key(&table.config)?.is_none() {
+        messages.warning(NO_KEY);
+    }
+    Ok(None)
 }
 
 /// The key that the config names, else the one that everybody has.

@@ -1,6 +1,5 @@
 //! Tells a person what the remote backend waits for: an endpoint that wakes, attempts that are made again.
 
-use std::io::{self, IsTerminal};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,11 +26,7 @@ struct State {
 
 impl Waiting {
     pub(crate) fn new(messages: &Messages, interval: Duration) -> Self {
-        let bar = if io::stderr().is_terminal() && !messages.is_quiet() {
-            ProgressBar::new_spinner()
-        } else {
-            ProgressBar::hidden()
-        };
+        let bar = if messages.draws() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
             bar.set_style(style);
         }

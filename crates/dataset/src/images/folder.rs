@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use crc32fast::Hasher;
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
@@ -29,13 +30,24 @@ pub struct FolderOptions {
     pub instruction_column: String,
 }
 
+/// An image file as it was found.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Found {
+    /// Within the folder.
+    path: PathBuf,
+    size: u64,
+    /// Nanoseconds since 1970. An edit that keeps the size changes it, and so does copying the folder without its times
+    /// (`cp -a` and `rsync -a` keep them): reading all images instead would take as long as much of the run.
+    modified: u128,
+}
+
 /// The images of a folder and the folders in it, each a row with its path and what to ask.
 pub struct ImageFolder {
     folder: PathBuf,
     name: Arc<str>,
     options: FolderOptions,
-    /// Paths within the folder and sizes, in order.
-    images: Vec<(PathBuf, u64)>,
+    /// In order of path.
+    images: Vec<Found>,
     at: usize,
     digest: Hasher,
 }
@@ -65,8 +77,14 @@ impl ImageFolder {
                 None => is_image(path),
             };
             if entry.file_type().is_file() && wanted {
-                let size = entry.metadata().map_or(0, |metadata| metadata.len());
-                images.push((path.to_owned(), size));
+                let metadata = entry.metadata().ok();
+                let modified = metadata.as_ref().and_then(|metadata| metadata.modified().ok());
+                let modified = modified.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+                images.push(Found {
+                    path: path.to_owned(),
+                    size: metadata.map_or(0, |metadata| metadata.len()),
+                    modified: modified.map_or(0, |time| time.as_nanos()),
+                });
             }
         }
         images.sort_unstable();
@@ -90,14 +108,17 @@ impl ImageFolder {
     /// Two images whose answers would go to the same file of the given suffix, if there are such.
     pub fn clash(&self, suffix: &str) -> Option<(&Path, &Path)> {
         let mut seen: HashMap<PathBuf, &Path> = HashMap::new();
-        self.images.iter().find_map(|(path, _)| {
+        self.images.iter().find_map(|Found { path, .. }| {
             seen.insert(super::sidecar::beside(path, suffix), path).map(|other| (other, path.as_path()))
         })
     }
 
     /// The first file of the given suffix that is there already, in `folder`.
     pub fn existing(&self, folder: &Path, suffix: &str) -> Option<PathBuf> {
-        self.images.iter().map(|(path, _)| folder.join(super::sidecar::beside(path, suffix))).find(|path| path.exists())
+        self.images
+            .iter()
+            .map(|Found { path, .. }| folder.join(super::sidecar::beside(path, suffix)))
+            .find(|path| path.exists())
     }
 
     fn instruction(&self, image: &Path) -> Result<Option<String>, Fault> {
@@ -131,9 +152,10 @@ impl ImageFolder {
     }
 
     fn digest_row(&mut self, at: usize) {
-        let (path, size) = &self.images[at];
+        let Found { path, size, modified } = &self.images[at];
         self.digest.update(path.as_os_str().as_encoded_bytes());
         self.digest.update(&size.to_le_bytes());
+        self.digest.update(&modified.to_le_bytes());
     }
 }
 
@@ -168,7 +190,7 @@ impl RowSource for ImageFolder {
     }
 
     fn next_row(&mut self) -> Result<Option<SourceRow>, Fault> {
-        let Some((image, _)) = self.images.get(self.at) else { return Ok(None) };
+        let Some(Found { path: image, .. }) = self.images.get(self.at) else { return Ok(None) };
         let row = self.row(image);
         let origin = Origin { name: self.folder.join(image).to_string_lossy().into(), line: None };
         let number = self.at as u64;

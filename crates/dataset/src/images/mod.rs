@@ -2,6 +2,8 @@
 
 mod folder;
 mod sidecar;
+mod stored;
 
 pub use folder::{FolderOptions, ImageFolder};
 pub use sidecar::{SidecarOptions, SidecarSink};
+pub use stored::{FetchImage, ImageColumn, StoredImages};

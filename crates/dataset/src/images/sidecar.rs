@@ -25,6 +25,13 @@ pub struct SidecarOptions {
     pub answer_column: String,
 }
 
+impl SidecarOptions {
+    /// The file of an image's answer, of its path within the folder of images.
+    pub fn file_of(&self, image: &Path) -> PathBuf {
+        self.folder.join(beside(image, &self.suffix))
+    }
+}
+
 /// Answers as text files. A row that failed has none; the run record lists it.
 pub struct SidecarSink {
     options: SidecarOptions,
@@ -39,7 +46,7 @@ impl SidecarSink {
     }
 
     fn write_file(&mut self, image: &str, text: &str) -> Result<(), Fault> {
-        let path = self.options.folder.join(beside(Path::new(image), &self.options.suffix));
+        let path = self.options.file_of(Path::new(image));
         let failed = |source| DatasetError::OutputWrite { name: path.to_string_lossy().into_owned(), source };
         if Path::new(image).is_absolute() || image.split(['/', '\\']).any(|part| part == "..") {
             return Err(

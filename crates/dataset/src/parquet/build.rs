@@ -1,6 +1,5 @@
 //! From the JSON values of rows to Arrow arrays.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use arrow_array::ArrayRef;
@@ -61,7 +60,6 @@ pub(super) fn decodes(data_type: &DataType) -> bool {
 pub(super) fn array<'a>(
     column: &Column,
     rows: impl ExactSizeIterator<Item = &'a Row> + Clone,
-    folder: Option<&Path>,
     mut unfit: impl FnMut(usize),
 ) -> Result<ArrayRef, ArrowError> {
     let values = rows.map(|row| row.get(&column.name));
@@ -124,7 +122,7 @@ pub(super) fn array<'a>(
             let (fields, append) = structs(&column.kind);
             let mut builder = StructBuilder::from_fields(fields, values.len());
             for (at, value) in values.enumerate() {
-                match append(&mut builder, &parsed(value), folder) {
+                match append(&mut builder, &parsed(value)) {
                     Appended::Yes => {}
                     Appended::Null(fits) => {
                         if !fits {
@@ -149,7 +147,7 @@ pub(super) fn array<'a>(
                 };
                 let mut fit = true;
                 for item in &items {
-                    fit &= !matches!(append(builder.values(), item, folder), Appended::Null(false));
+                    fit &= !matches!(append(builder.values(), item), Appended::Null(false));
                 }
                 builder.append(true);
                 if !fit {
@@ -168,7 +166,7 @@ enum Appended {
     Null(bool),
 }
 
-type Append = fn(&mut StructBuilder, &Value, Option<&Path>) -> Appended;
+type Append = fn(&mut StructBuilder, &Value) -> Appended;
 
 fn structs(kind: &ColumnType) -> (Fields, Append) {
     match kind {
@@ -183,7 +181,7 @@ fn text(builder: &mut StructBuilder, at: usize, value: Option<&str>) {
     }
 }
 
-fn append_error(builder: &mut StructBuilder, value: &Value, _folder: Option<&Path>) -> Appended {
+fn append_error(builder: &mut StructBuilder, value: &Value) -> Appended {
     let object = value.as_object();
     let get = |name: &str| object.and_then(|object| object.get(name));
     for (at, name) in ["code", "message", "hint"].into_iter().enumerate() {
@@ -197,8 +195,8 @@ fn append_error(builder: &mut StructBuilder, value: &Value, _folder: Option<&Pat
     if object.is_some() { Appended::Yes } else { Appended::Null(value.is_null()) }
 }
 
-fn append_image(builder: &mut StructBuilder, value: &Value, folder: Option<&Path>) -> Appended {
-    let (bytes, path) = image(value, folder);
+fn append_image(builder: &mut StructBuilder, value: &Value) -> Appended {
+    let (bytes, path) = image(value);
     let there = bytes.is_some() || path.is_some();
     if let Some(field) = builder.field_builder::<BinaryBuilder>(0) {
         field.append_option(bytes);
@@ -208,47 +206,19 @@ fn append_image(builder: &mut StructBuilder, value: &Value, folder: Option<&Path
     if there { Appended::Yes } else { Appended::Null(value.is_null()) }
 }
 
-/// Bytes and name of an image. A file that can't be read leaves its path, as the row's error will say.
-fn image(value: &Value, folder: Option<&Path>) -> (Option<Vec<u8>>, Option<String>) {
+/// Bytes and name of an image.
+fn image(value: &Value) -> (Option<Vec<u8>>, Option<String>) {
     match value {
         Value::String(text) => match text.strip_prefix("data:").and_then(|rest| rest.split_once(";base64,")) {
             Some((_, encoded)) => (STANDARD.decode(encoded).ok(), None),
-            None if text.contains("://") => (None, Some(text.clone())),
-            None => {
-                let path = folder.map_or_else(|| Path::new(text).to_owned(), |folder| folder.join(text));
-                match std::fs::read(path) {
-                    Ok(bytes) => (Some(bytes), Some(text.clone())),
-                    // Bare base64, then.
-                    Err(_) if text.len() > 255 => (STANDARD.decode(text).ok(), None),
-                    Err(_) => (None, Some(text.clone())),
-                }
-            }
+            None => (None, Some(text.clone())),
         },
         Value::Object(object) => {
             let bytes = object.get("bytes").and_then(Value::as_str).and_then(|text| STANDARD.decode(text).ok());
             let path = object.get("path").or_else(|| object.get("url")).and_then(Value::as_str);
-            match (bytes, path) {
-                (None, Some(path)) => image(&Value::from(path), folder),
-                (bytes, path) => (bytes, path.map(str::to_owned)),
-            }
+            (bytes, path.map(str::to_owned))
         }
         _ => (None, None),
-    }
-}
-
-/// The reference of an image, of a list of images the list of them: what was given, without bytes.
-pub(super) fn reference(value: &RawValue) -> Option<Value> {
-    fn one(value: &Value) -> Value {
-        match value {
-            Value::String(text) if text.starts_with("data:") => Value::Null,
-            Value::String(text) => Value::from(text.as_str()),
-            Value::Object(object) => object.get("path").or_else(|| object.get("url")).cloned().unwrap_or(Value::Null),
-            _ => Value::Null,
-        }
-    }
-    match serde_json::from_str(value.get()).ok()? {
-        Value::Array(items) => Some(Value::Array(items.iter().map(one).collect())),
-        value => Some(one(&value)),
     }
 }
 

@@ -4,9 +4,9 @@
 //! with one more footer at the end that describes them all, these are one Parquet file. So the file itself tells how to
 //! go on after an interruption: the footers of the row groups are found from behind.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow_array::builder::StringBuilder;
@@ -15,14 +15,14 @@ use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::metadata::{
-    FileMetaData, ParquetMetaData, ParquetMetaDataReader, ParquetMetaDataWriter, RowGroupMetaData,
+    FileMetaData, KeyValue, ParquetMetaData, ParquetMetaDataReader, ParquetMetaDataWriter, RowGroupMetaData,
 };
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use serde_json::value::RawValue;
 use vgen_core::{Fault, Row};
 
-use super::build::{array, data_type, reference, unfit_text};
-use crate::DatasetError;
+use super::build::{array, data_type, unfit_text};
+use super::features;
 use crate::columns::{Column, UNFIT};
 use crate::file_sink::Format;
 
@@ -32,24 +32,13 @@ const FULL_BYTES: usize = 32 << 20;
 const TAIL: u64 = 8;
 const MAGIC: &[u8] = b"PAR1";
 
-/// What is written besides the rows.
-#[derive(Clone, Debug)]
-pub(crate) struct ParquetLayout {
-    /// The columns; the one of what fits in no other comes behind them.
-    pub(crate) columns: Vec<Column>,
-    /// Input rows of a row group.
-    pub(crate) group_rows: usize,
-    /// The image column, if its values become references.
-    pub(crate) reference_column: Option<String>,
-    /// What relative paths of embedded images are relative to.
-    pub(crate) folder: Option<PathBuf>,
-}
-
 /// Parquet in a file.
 pub(crate) struct RowGroups {
-    layout: ParquetLayout,
+    /// The columns; the one of what fits in no other comes behind them.
+    columns: Vec<Column>,
+    /// Input rows of a row group.
+    group_rows: usize,
     schema: SchemaRef,
-    name: String,
     rows: Vec<Row>,
     inputs: usize,
     bytes: usize,
@@ -59,32 +48,36 @@ pub(crate) struct RowGroups {
 }
 
 impl RowGroups {
-    pub(crate) fn new(mut layout: ParquetLayout, name: String) -> Self {
-        layout.columns.retain(|column| column.name != UNFIT);
+    pub(crate) fn new(mut columns: Vec<Column>, group_rows: usize) -> Self {
+        columns.retain(|column| column.name != UNFIT);
         let mut fields: Vec<Field> =
-            layout.columns.iter().map(|column| Field::new(&column.name, data_type(&column.kind), true)).collect();
+            columns.iter().map(|column| Field::new(&column.name, data_type(&column.kind), true)).collect();
         fields.push(Field::new(UNFIT, DataType::Utf8, true));
-        let schema = Arc::new(Schema::new(fields));
-        Self { layout, schema, name, rows: Vec::new(), inputs: 0, bytes: 0, groups: Vec::new(), file_metadata: None }
+        // `datasets` takes them from the schema of Arrow that is embedded in the file, others from the file itself.
+        let features = [(features::KEY.to_owned(), features::text(&columns))];
+        let schema = Arc::new(Schema::new_with_metadata(fields, HashMap::from(features)));
+        let (rows, groups) = (Vec::new(), Vec::new());
+        Self { columns, group_rows, schema, rows, inputs: 0, bytes: 0, groups, file_metadata: None }
     }
 
-    fn properties() -> WriterProperties {
+    fn properties(&self) -> WriterProperties {
         WriterProperties::builder()
             .set_compression(Compression::ZSTD(ZstdLevel::default()))
             .set_statistics_enabled(EnabledStatistics::Chunk)
             .set_offset_index_disabled(true)
             .set_created_by("vgen".to_owned())
             .set_max_row_group_row_count(None)
+            .set_key_value_metadata(Some(vec![KeyValue::new(features::KEY.to_owned(), features::text(&self.columns))]))
             .build()
     }
 
     fn batch(&self) -> Result<RecordBatch, parquet::errors::ParquetError> {
-        let columns = &self.layout.columns;
+        let columns = &self.columns;
         let mut unfit: Vec<Vec<usize>> = vec![Vec::new(); self.rows.len()];
         let mut arrays: Vec<ArrayRef> = Vec::with_capacity(columns.len() + 1);
         for (at, column) in columns.iter().enumerate() {
             let mark = |row: usize| unfit[row].push(at);
-            arrays.push(array(column, self.rows.iter(), self.layout.folder.as_deref(), mark)?);
+            arrays.push(array(column, self.rows.iter(), mark)?);
         }
         let mut rest = StringBuilder::new();
         for (row, unfit) in self.rows.iter().zip(&unfit) {
@@ -103,7 +96,7 @@ impl RowGroups {
     /// The rows as a Parquet file of one row group.
     fn segment(&self) -> Result<(Vec<u8>, ParquetMetaData), parquet::errors::ParquetError> {
         let mut bytes = Vec::new();
-        let mut writer = ArrowWriter::try_new(&mut bytes, Arc::clone(&self.schema), Some(Self::properties()))?;
+        let mut writer = ArrowWriter::try_new(&mut bytes, Arc::clone(&self.schema), Some(self.properties()))?;
         if !self.rows.is_empty() {
             writer.write(&self.batch()?)?;
         }
@@ -149,22 +142,17 @@ fn moved(group: RowGroupMetaData, by: i64, ordinal: usize) -> Result<RowGroupMet
 impl Format for RowGroups {
     fn push(&mut self, rows: &[Row]) -> Result<(), Fault> {
         for row in rows {
-            self.bytes += row.size();
-            let mut row = row.clone();
-            if let Some(column) = &self.layout.reference_column
-                && let Some(short) = row.get(column).and_then(|value: &RawValue| reference(value))
-            {
-                row.set(column.as_str(), &short)
-                    .map_err(|error| DatasetError::OutputRow { name: self.name.clone(), what: error.to_string() })?;
-            }
-            self.rows.push(row);
+            // Of a row that was written before and is copied the same: where row groups end depends on the values alone.
+            let values = self.columns.iter().filter_map(|column| row.get(&column.name).map(RawValue::get));
+            self.bytes += values.filter(|value| *value != "null").map(str::len).sum::<usize>();
+            self.rows.push(row.clone());
         }
         self.inputs += 1;
         Ok(())
     }
 
     fn is_full(&self) -> bool {
-        self.inputs >= self.layout.group_rows || self.bytes >= FULL_BYTES
+        self.inputs >= self.group_rows || self.bytes >= FULL_BYTES
     }
 
     fn is_empty(&self) -> bool {

@@ -17,8 +17,10 @@ use crc32fast::Hasher;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::errors::ParquetError;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 use vgen_core::{Fault, Row};
 
+use super::features;
 use crate::columns::{Column, ColumnType};
 use crate::{DatasetError, Origin, RowSource, Skipped, SourceRow};
 
@@ -41,6 +43,8 @@ pub struct ParquetSource {
     total: u64,
     /// Over the bytes of the row groups up to the current one.
     digest: Hasher,
+    /// What the file says that its columns are, in the words of Hugging Face's `datasets`.
+    features: Map<String, Value>,
 }
 
 impl ParquetSource {
@@ -60,6 +64,7 @@ impl ParquetSource {
         let name: Arc<str> = path.to_string_lossy().into();
         let metadata = ArrowReaderMetadata::load(&file, Default::default())
             .map_err(|error| DatasetError::InputParquet { name: name.to_string(), what: error.to_string() })?;
+        let features = features::declared(metadata.metadata().file_metadata());
         let total = metadata.metadata().file_metadata().num_rows().max(0) as u64;
         if total == 0 {
             return Err(DatasetError::InputEmpty(name.to_string()).into());
@@ -80,6 +85,7 @@ impl ParquetSource {
             number: 0,
             total,
             digest: Hasher::new(),
+            features,
         })
     }
 
@@ -165,7 +171,7 @@ impl ParquetSource {
             };
             let batch = batch.map_err(|error| self.failed(error))?;
             self.behind += batch.num_rows() as u64;
-            self.rows = rows(&batch).map_err(|error| self.failed(error))?;
+            self.rows = rows(&batch, &self.features).map_err(|error| self.failed(error))?;
         }
         let Some(row) = self.rows.pop_front() else { return Ok(None) };
         let number = self.number;
@@ -220,9 +226,28 @@ impl RowSource for ParquetSource {
 
     fn columns(&self) -> Option<Vec<Column>> {
         Some(
-            self.metadata.schema().fields().iter().map(|field| Column::new(field.name(), column_type(field))).collect(),
+            self.metadata
+                .schema()
+                .fields()
+                .iter()
+                .map(|field| {
+                    let feature = self.features.get(field.name());
+                    let kind = match is_bare_image(field, feature) {
+                        true => ColumnType::Image,
+                        false => column_type(field),
+                    };
+                    let feature = feature.and_then(|feature| features::kept(feature, &kind));
+                    Column { feature, ..Column::new(field.name(), kind) }
+                })
+                .collect(),
         )
     }
+}
+
+/// Whether a column that is declared as images has their bytes without a name.
+fn is_bare_image(field: &FieldRef, feature: Option<&Value>) -> bool {
+    let bytes = matches!(field.data_type(), DataType::Binary | DataType::LargeBinary | DataType::BinaryView);
+    bytes && feature.is_some_and(features::is_image)
 }
 
 /// The type of an output's column that holds what this one does.
@@ -280,23 +305,30 @@ fn has_bytes(data_type: &DataType) -> bool {
     }
 }
 
-fn rows(batch: &RecordBatch) -> Result<VecDeque<Row>, ParquetError> {
+fn rows(batch: &RecordBatch, features: &Map<String, Value>) -> Result<VecDeque<Row>, ParquetError> {
     let options = EncoderOptions::default().with_explicit_nulls(true).with_encoder_factory(Arc::new(Base64Bytes));
     let schema = batch.schema();
     let mut columns = Vec::with_capacity(schema.fields().len());
     for (field, array) in schema.fields().iter().zip(batch.columns()) {
-        columns.push((field.name(), make_encoder(field, array.as_ref(), &options)?));
+        let bare = is_bare_image(field, features.get(field.name()));
+        columns.push((field.name(), bare, make_encoder(field, array.as_ref(), &options)?));
     }
     let mut rows = VecDeque::with_capacity(batch.num_rows());
     let mut text = Vec::new();
     for at in 0..batch.num_rows() {
         let mut row = Row::new();
-        for (name, encoder) in &mut columns {
+        for (name, bare, encoder) in &mut columns {
             let value = if encoder.is_null(at) {
                 RawValue::NULL.to_owned()
             } else {
                 text.clear();
+                if *bare {
+                    text.extend_from_slice(b"{\"bytes\":");
+                }
                 encoder.encode(at, &mut text);
+                if *bare {
+                    text.extend_from_slice(b",\"path\":null}");
+                }
                 let text = String::from_utf8(text.clone()).map_err(|error| ParquetError::External(Box::new(error)))?;
                 RawValue::from_string(text).map_err(|error| ParquetError::External(Box::new(error)))?
             };

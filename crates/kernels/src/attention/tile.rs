@@ -7,7 +7,9 @@ use crate::aligned;
 use crate::cpu::Level;
 use crate::exp::{LOG2_E, exp2};
 use crate::linear::Element;
-use crate::linear_f32::{TileF32, tile_portable};
+#[cfg(target_arch = "x86_64")]
+use crate::linear_f32::TileF32;
+use crate::linear_f32::tile_portable;
 use crate::multiversion::by_level;
 use crate::product::{PANEL, RowBlock, row_blocks};
 use crate::threads::Shared;

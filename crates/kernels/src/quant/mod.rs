@@ -7,12 +7,14 @@
 //! | Q4_1 | 32 | 20 | `d·q + m`, q in 0 ..= 15 |
 //! | Q4_K | 256 | 144 | `d·s_i·q − e·m_i`, s_i and m_i of 6 bits for each 32 weights, q in 0 ..= 15 |
 //!
-//! d, e and m are f16. A row whose length is no multiple of the block ends in zeros here; files don't have such rows.
+//! d, e and m are f16. Numbers with a NaN or an infinity among them get NaN as d, so that it does not pass unseen. A row whose length is no multiple of the block ends in zeros here; files don't have such rows.
 
 mod q4_k;
+mod write;
 
 use half::f16;
 
+use crate::cpu::Level;
 use crate::error::{Result, check_len};
 
 /// A block format.
@@ -67,14 +69,7 @@ impl BlockFormat {
     /// If `blocks` is not [`Self::row_bytes`] long.
     pub fn quantize_row(self, row: &[f32], blocks: &mut [u8]) -> Result<()> {
         check_len("quantised row", blocks.len(), self.row_bytes(row.len()))?;
-        for (values, block) in row.chunks(self.block_len()).zip(blocks.chunks_exact_mut(self.block_bytes())) {
-            match self {
-                Self::Q8_0 => q8_0(&filled(values), block),
-                Self::Q4_0 => q4_0(&filled(values), block),
-                Self::Q4_1 => q4_1(&filled(values), block),
-                Self::Q4K => q4_k::quantize(&filled(values), block),
-            }
-        }
+        write::write_row(Level::current(), self, row, blocks);
         Ok(())
     }
 
@@ -146,60 +141,6 @@ impl BlockFormat {
 /// The f16 at byte `at`.
 pub(crate) fn half_at(block: &[u8], at: usize) -> f16 {
     f16::from_le_bytes([block[at], block[at + 1]])
-}
-
-/// Values filled up to a whole block with zeros.
-fn filled<const N: usize>(values: &[f32]) -> [f32; N] {
-    let mut block = [0.0; N];
-    block[..values.len()].copy_from_slice(values);
-    block
-}
-
-fn put_half(block: &mut [u8], at: usize, value: f16) {
-    block[at..at + 2].copy_from_slice(&value.to_le_bytes());
-}
-
-/// `1 / d`, or 0 where there is nothing to divide.
-fn inverse(d: f32) -> f32 {
-    if d == 0.0 { 0.0 } else { d.recip() }
-}
-
-fn q8_0(values: &[f32; GROUP], block: &mut [u8]) {
-    let largest = values.iter().fold(0.0f32, |a, b| a.max(b.abs()));
-    // Quantised with the scale as it is stored, so that its rounding is not an error on top.
-    let d = f16::from_f32(largest / 127.0);
-    let inverse = inverse(d.to_f32());
-    put_half(block, 0, d);
-    for (byte, value) in block[2..].iter_mut().zip(values) {
-        *byte = ((value * inverse).round().clamp(-127.0, 127.0) as i8).cast_unsigned();
-    }
-}
-
-fn q4_0(values: &[f32; GROUP], block: &mut [u8]) {
-    // The value of largest magnitude, with its sign, gets q = 0, the only one that reaches −8.
-    let largest = values.iter().fold(0.0f32, |a, b| if b.abs() > a.abs() { *b } else { a });
-    let d = f16::from_f32(largest / -8.0);
-    let inverse = inverse(d.to_f32());
-    put_half(block, 0, d);
-    put_nibbles(&mut block[2..], |i| values[i] * inverse + 8.0);
-}
-
-fn q4_1(values: &[f32; GROUP], block: &mut [u8]) {
-    let min = values.iter().copied().fold(f32::INFINITY, f32::min);
-    let max = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let (d, m) = (f16::from_f32((max - min) / 15.0), f16::from_f32(min));
-    let inverse = inverse(d.to_f32());
-    put_half(block, 0, d);
-    put_half(block, 2, m);
-    put_nibbles(&mut block[4..], |i| (values[i] - m.to_f32()) * inverse);
-}
-
-/// 32 values rounded to 0 ..= 15: the first 16 in the lower halves of 16 bytes, the others in the upper.
-fn put_nibbles(bytes: &mut [u8], value: impl Fn(usize) -> f32) {
-    let nibble = |i: usize| value(i).round().clamp(0.0, 15.0) as u8;
-    for (i, byte) in bytes.iter_mut().enumerate() {
-        *byte = nibble(i) | nibble(i + GROUP / 2) << 4;
-    }
 }
 
 #[cfg(test)]

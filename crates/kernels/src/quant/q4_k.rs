@@ -4,9 +4,14 @@
 
 use half::f16;
 
-use super::{GROUP, half_at, inverse, put_half};
+use super::GROUP;
+use super::write::{inverse, nearest, put_half};
+use crate::quantize_rows::ROUND;
 
 const GROUPS: usize = 8;
+
+/// Bytes of a block.
+const BYTES: usize = 144;
 
 /// The 6-bit scale and minimum of group `i`.
 ///
@@ -33,85 +38,150 @@ fn put_scale_and_min(block: &mut [u8], i: usize, scale: u8, min: u8) {
     }
 }
 
-pub(super) fn quantize(values: &[f32; 256], block: &mut [u8]) {
-    let mut fits = [(0.0f32, 0.0f32); GROUPS];
-    for (fit, values) in fits.iter_mut().zip(values.chunks_exact(GROUP)) {
-        *fit = fit_group(values);
-    }
-    let d = f16::from_f32(fits.iter().fold(0.0f32, |a, f| a.max(f.0)) / 63.0);
-    let e = f16::from_f32(fits.iter().fold(0.0f32, |a, f| a.max(f.1)) / 63.0);
-    block.fill(0);
-    put_half(block, 0, d);
-    put_half(block, 2, e);
-    let (of_d, of_e) = (inverse(d.to_f32()), inverse(e.to_f32()));
-    for (i, (scale, min)) in fits.into_iter().enumerate() {
-        let six = |x: f32| x.round().clamp(0.0, 63.0) as u8;
-        put_scale_and_min(block, i, six(scale * of_d), six(min * of_e));
-    }
-    for (i, values) in values.chunks_exact(GROUP).enumerate() {
-        // Nearest with scale and minimum as they are stored.
-        let (scale, min) = scale_and_min(block, i);
-        let of_scale = inverse(d.to_f32() * f32::from(scale));
-        let offset = half_at(block, 2).to_f32() * f32::from(min);
-        let nibbles = &mut block[16 + i / 2 * GROUP..][..GROUP];
-        for (byte, value) in nibbles.iter_mut().zip(values) {
-            let q = ((value + offset) * of_scale).round().clamp(0.0, 15.0) as u8;
-            *byte |= if i.is_multiple_of(2) { q } else { q << 4 };
+/// Groups whose scales are searched together, one a lane: those of two blocks.
+const LANES: usize = 2 * GROUPS;
+
+/// A number for each of the groups.
+type Lanes = [f32; LANES];
+
+/// Steps of the search, and how many of the 15 steps of q the group's range takes in the first; each takes 0.2 more.
+const STEPS: u8 = 13;
+const FIRST: f32 = 14.0;
+
+/// Quantises a row, two blocks at a time.
+#[inline(always)]
+pub(super) fn write_row(row: &[f32], blocks: &mut [u8]) {
+    let mut filled;
+    for (values, blocks) in row.chunks(LANES * GROUP).zip(blocks.chunks_mut(2 * BYTES)) {
+        let values = if let Ok(values) = values.try_into() {
+            values
+        } else {
+            filled = [0.0; LANES * GROUP];
+            filled[..values.len()].copy_from_slice(values);
+            &filled
+        };
+        let fits = fit(values);
+        for (b, block) in blocks.chunks_exact_mut(BYTES).enumerate() {
+            write_block(&values.as_chunks::<{ GROUPS * GROUP }>().0[b], &fits, b * GROUPS, block);
         }
     }
 }
 
-/// Scale and minimum (both at least 0) for `value ≈ scale·q − min` with q in 0 ..= 15.
-///
-/// Starting from scales around that which spans the group's range, q is rounded and scale and minimum are fitted to
-/// it by least squares; the fit with the least squared error is kept. Larger weights count for more, since they carry
-/// more of a product.
-fn fit_group(values: &[f32]) -> (f32, f32) {
-    let low = values.iter().copied().fold(0.0, f32::min);
-    let high = values.iter().copied().fold(0.0, f32::max);
-    if high <= low {
-        return (0.0, 0.0);
+/// Writes a block whose groups have their fits from `first` on.
+#[inline(always)]
+fn write_block(values: &[f32; GROUPS * GROUP], fits: &Fits, first: usize, block: &mut [u8]) {
+    let (scales, mins) = (&fits.scales[first..first + GROUPS], &fits.mins[first..first + GROUPS]);
+    let largest = |values: &[f32]| values.iter().fold(0.0f32, |a, b| if *b > a { *b } else { a });
+    let probe: f32 = fits.probes[first..first + GROUPS].iter().sum();
+    let d = f16::from_f32(largest(scales) / 63.0 + probe);
+    let e = f16::from_f32(largest(mins) / 63.0);
+    block[..16].fill(0);
+    put_half(block, 0, d);
+    put_half(block, 2, e);
+    let (d, e) = (d.to_f32(), e.to_f32());
+    let (of_d, of_e) = (inverse(d), inverse(e));
+    for (i, (scale, min)) in scales.iter().zip(mins).enumerate() {
+        put_scale_and_min(block, i, nearest(scale * of_d, 63.0), nearest(min * of_e, 63.0));
     }
-    let mean_square = values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32;
-    let typical = mean_square.sqrt();
-    let weight = |v: f32| typical + v.abs();
-    let error = |scale: f32, min: f32| -> f32 {
-        let of_scale = scale.recip();
-        let term = |v: &f32| {
-            let q = ((v + min) * of_scale).round_ties_even().clamp(0.0, 15.0);
-            let off = scale * q - min - v;
-            weight(*v) * off * off
-        };
-        values.iter().map(term).sum()
-    };
-    let mut best = ((high - low) / 15.0, -low);
-    let mut least = error(best.0, best.1);
-    for step in 0..=12u8 {
-        let of_scale = (14.0 + 0.2 * f32::from(step)) / (high - low);
-        let [mut w, mut x, mut q1, mut q2, mut qx] = [0.0f32; 5];
-        for v in values {
-            let q = ((v - low) * of_scale).round_ties_even().clamp(0.0, 15.0);
-            let weight = weight(*v);
-            w += weight;
-            x += weight * v;
-            q1 += weight * q;
-            q2 += weight * q * q;
-            qx += weight * q * v;
+    let groups = values.as_chunks::<GROUP>().0;
+    for (pair, two) in groups.as_chunks::<2>().0.iter().enumerate() {
+        // Nearest with scale and minimum as they are stored.
+        let [(low_factor, low_offset), (high_factor, high_offset)] = [2 * pair, 2 * pair + 1].map(|i| {
+            let (scale, min) = scale_and_min(block, i);
+            let factor = inverse(d * f32::from(scale));
+            (factor, e * f32::from(min))
+        });
+        let nibbles = &mut block[16 + pair * GROUP..][..GROUP];
+        for ((byte, low), high) in nibbles.iter_mut().zip(&two[0]).zip(&two[1]) {
+            let low = nearest((low + low_offset) * low_factor, 15.0);
+            *byte = low | nearest((high + high_offset) * high_factor, 15.0) << 4;
         }
-        let determinant = w * q2 - q1 * q1;
-        if determinant <= 0.0 {
-            continue;
+    }
+}
+
+/// Of each group scale and minimum (both at least 0) for `value ≈ scale·q − min` with q in 0 ..= 15, and NaN where a
+/// value is no finite number, else a zero.
+struct Fits {
+    scales: Lanes,
+    mins: Lanes,
+    probes: Lanes,
+}
+
+/// Starting from scales around that which spans a group's range, q is rounded and scale and minimum are fitted to it by
+/// least squares; the fit with the least squared error (with that q) is kept. Larger weights count for more, since they
+/// carry more of a product. After ggml's `make_qkx2_quants`.
+#[inline(always)]
+fn fit(values: &[f32; LANES * GROUP]) -> Fits {
+    let mut v = [[0.0f32; LANES]; GROUP];
+    for (lane, group) in values.as_chunks::<GROUP>().0.iter().enumerate() {
+        for (v, value) in v.iter_mut().zip(group) {
+            v[lane] = *value;
         }
-        let (mut scale, mut min) = ((w * qx - x * q1) / determinant, -(q2 * x - q1 * qx) / determinant);
-        if min < 0.0 {
-            // The format can't raise a group: fit through zero.
-            (scale, min) = (qx / q2, 0.0);
+    }
+    let [mut low, mut high, mut squares, mut probes] = [[0.0f32; LANES]; 4];
+    for v in &v {
+        for l in 0..LANES {
+            low[l] = if v[l] < low[l] { v[l] } else { low[l] };
+            high[l] = if v[l] > high[l] { v[l] } else { high[l] };
+            squares[l] += v[l] * v[l];
+            probes[l] += v[l] * 0.0;
         }
-        if scale > 0.0 {
-            let now = error(scale, min);
-            if now < least {
-                (best, least) = ((scale, min), now);
+    }
+    let typical = squares.map(|square| (square / GROUP as f32).sqrt());
+    // Sums over the group: weights w, w·v; and the weights themselves.
+    let mut weights = [[0.0f32; LANES]; GROUP];
+    let [mut w, mut x] = [[0.0f32; LANES]; 2];
+    for (weight, v) in weights.iter_mut().zip(&v) {
+        for l in 0..LANES {
+            weight[l] = typical[l] + v[l].abs();
+            w[l] += weight[l];
+            x[l] += weight[l] * v[l];
+        }
+    }
+    let mut best = Fits { scales: [0.0; LANES], mins: [0.0; LANES], probes };
+    let mut spread = [0.0f32; LANES];
+    for l in 0..LANES {
+        let range = high[l] - low[l];
+        spread[l] = inverse(range);
+        best.scales[l] = range / 15.0;
+        best.mins[l] = 0.0 - low[l];
+    }
+    let mut least = [f32::INFINITY; LANES];
+    for step in 0..STEPS {
+        let steps = FIRST + 0.2 * f32::from(step);
+        let (mut factor, mut offset) = ([0.0f32; LANES], [0.0f32; LANES]);
+        for l in 0..LANES {
+            factor[l] = steps * spread[l];
+            offset[l] = low[l] * factor[l];
+        }
+        // Sums of w·q, w·q², w·q·v.
+        let [mut q1, mut q2, mut qx] = [[0.0f32; LANES]; 3];
+        for (v, weight) in v.iter().zip(&weights) {
+            for l in 0..LANES {
+                let q = v[l] * factor[l] - offset[l];
+                let q = if q < 15.0 { q } else { 15.0 };
+                let q = (q + ROUND) - ROUND;
+                let wq = weight[l] * q;
+                q1[l] += wq;
+                q2[l] += wq * q;
+                qx[l] += wq * v[l];
             }
+        }
+        for l in 0..LANES {
+            let of_determinant = inverse(w[l] * q2[l] - q1[l] * q1[l]);
+            let scale = (w[l] * qx[l] - x[l] * q1[l]) * of_determinant;
+            let min = (q1[l] * qx[l] - q2[l] * x[l]) * of_determinant;
+            // The format can't raise a group: then the fit goes through zero.
+            let raised = min < 0.0;
+            let scale = if raised { qx[l] * inverse(q2[l]) } else { scale };
+            let min = if raised { 0.0 } else { min };
+            // The squared error less the sum of w·v², which all fits have.
+            let error = scale * (scale * q2[l] - 2.0 * (min * q1[l] + qx[l])) + min * (min * w[l] + 2.0 * x[l]);
+            // No comparison holds for what is no number.
+            let better = error < least[l] && scale > 0.0 && of_determinant > 0.0;
+            least[l] = if better { error } else { least[l] };
+            best.scales[l] = if better { scale } else { best.scales[l] };
+            best.mins[l] = if better { min } else { best.mins[l] };
         }
     }
     best

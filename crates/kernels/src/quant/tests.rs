@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use candle_core::Device;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 
+use super::write::put_half;
 use super::*;
 use crate::linear::tests::noise;
 
@@ -74,26 +75,71 @@ fn any_block_of_bytes_is_read_as_candle_reads_it() {
     }
 }
 
+/// Mean squared error of a row and its blocks.
+fn square_error(row: &[f32], back: &[f32]) -> f64 {
+    rms(row.iter().zip(back).map(|(a, b)| a - b)).powi(2)
+}
+
 #[test]
 fn errors_are_no_larger_than_those_of_candles_quantisation() {
-    let row = weights(64 * 256, 3);
-    let size = rms(row.iter().copied());
-    for (format, kind, most) in [
-        (BlockFormat::Q8_0, GgmlDType::Q8_0, 0.006),
-        (BlockFormat::Q4_0, GgmlDType::Q4_0, 0.11),
-        (BlockFormat::Q4_1, GgmlDType::Q4_1, 0.085),
-        (BlockFormat::Q4K, GgmlDType::Q4K, 0.075),
-    ] {
-        let ours = rms(quantized(format, &row).1.iter().zip(&row).map(|(a, b)| a - b)) / size;
-        let mut theirs = QStorage::from_data(Cow::Owned(vec![0; format.row_bytes(row.len())]), &Device::Cpu, kind)
-            .map(|s| QTensor::new(s, row.len()).unwrap())
-            .unwrap();
-        let tensor = candle_core::Tensor::from_slice(&row, row.len(), &Device::Cpu).unwrap();
-        theirs = QTensor::quantize(&tensor, theirs.dtype()).unwrap();
-        let theirs = theirs.dequantize(&Device::Cpu).unwrap().to_vec1::<f32>().unwrap();
-        let theirs = rms(theirs.iter().zip(&row).map(|(a, b)| a - b)) / size;
-        assert!(ours <= most, "{format:?}: relative error {ours}");
-        assert!(ours <= theirs * 1.01, "{format:?}: {ours} against candle's {theirs}");
+    let normal = weights(64 * 256, 3);
+    // Flat, with long tails, and of one sign.
+    let flat = noise(64 * 256, 4);
+    let tails: Vec<f32> = normal.iter().map(|v| v * v * v).collect();
+    let positive: Vec<f32> = normal.iter().map(|v| v.abs()).collect();
+    for (name, row, bounded) in
+        [("normal", normal, true), ("flat", flat, false), ("long tails", tails, false), ("positive", positive, false)]
+    {
+        let size = rms(row.iter().copied()).powi(2);
+        for (format, kind, most) in [
+            (BlockFormat::Q8_0, GgmlDType::Q8_0, 0.006f64),
+            (BlockFormat::Q4_0, GgmlDType::Q4_0, 0.11),
+            (BlockFormat::Q4_1, GgmlDType::Q4_1, 0.085),
+            (BlockFormat::Q4K, GgmlDType::Q4K, 0.075),
+        ] {
+            let ours = square_error(&row, &quantized(format, &row).1) / size;
+            let tensor = candle_core::Tensor::from_slice(&row, row.len(), &Device::Cpu).unwrap();
+            let theirs = QTensor::quantize(&tensor, kind).unwrap().dequantize(&Device::Cpu).unwrap();
+            let theirs = square_error(&row, &theirs.to_vec1::<f32>().unwrap()) / size;
+            assert!(!bounded || ours <= most * most, "{format:?}: relative error {ours}");
+            assert!(ours <= theirs * 1.01, "{name}, {format:?}: {ours} against candle's {theirs}");
+        }
+    }
+}
+
+#[test]
+fn every_level_writes_the_same_blocks() {
+    for (format, _) in FORMATS {
+        for len in [1, 32, 40, 256, 300, 512, 2048, 2049] {
+            let mut row = weights(len, 7);
+            // Groups of one sign, of equal values, of nothing, and huge ones.
+            row.iter_mut().skip(64).take(32).for_each(|v| *v = v.abs() + 1.0);
+            row.iter_mut().skip(96).take(32).for_each(|v| *v = -0.5);
+            row.iter_mut().skip(128).take(32).for_each(|v| *v = 0.0);
+            row.iter_mut().skip(160).take(3).for_each(|v| *v *= 1e4);
+            let all = |level| {
+                let mut blocks = vec![0xAA; format.row_bytes(len)];
+                write::write_row(level, format, &row, &mut blocks);
+                blocks
+            };
+            let want = all(Level::Portable);
+            for level in Level::available() {
+                assert!(all(level) == want, "{format:?} {level:?}, {len} values");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_no_number_does_not_pass_unseen() {
+    for (format, _) in FORMATS {
+        for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut row = weights(512, 8);
+            row[300] = wrong;
+            let (_, back) = quantized(format, &row);
+            assert!(back[300].is_nan(), "{format:?}: {wrong} became {}", back[300]);
+            assert!(back[..256].iter().all(|v| v.is_finite()), "{format:?}");
+        }
     }
 }
 

@@ -8,106 +8,154 @@ use std::arch::x86_64::*;
 
 use crate::attention::BLOCK;
 
-/// See [`crate::attention::tile::TileValues`].
-///
-/// # Safety
-/// `p` has `rows x BLOCK` floats, `v` `keys x width`, `factors` rows, `out` `rows x width`; width divides by 16; the
-/// machine has AVX-512F.
-#[target_feature(enable = "avx512f")]
-pub(crate) unsafe fn values_avx512(
-    p: *const f32,
-    v: *const f32,
-    keys: usize,
-    factors: *const f32,
-    out: *mut f32,
-    width: usize,
-    rows: usize,
-) {
-    let vectors = width / 16;
-    let parts = vectors.div_ceil(5);
-    let mut at = 0;
-    for part in 0..parts {
-        let here = vectors / parts + usize::from(part < vectors % parts);
-        // SAFETY: `here` vectors from `at` lie within the width.
-        unsafe {
-            let (v, out) = (v.add(at * 16), out.add(at * 16));
-            match here {
-                5 => columns_avx512::<5, 5>(p, v, keys, factors, out, width, rows),
-                4 => columns_avx512::<6, 4>(p, v, keys, factors, out, width, rows),
-                3 => columns_avx512::<8, 3>(p, v, keys, factors, out, width, rows),
-                2 => columns_avx512::<12, 2>(p, v, keys, factors, out, width, rows),
-                _ => columns_avx512::<12, 1>(p, v, keys, factors, out, width, rows),
+/// A weighted sum for rows of 16 V columns in AVX-512, up to 5 V at a time: the same loops for numbers and for pairs.
+macro_rules! weighted_sums {
+    (
+        $(#[$doc:meta])*
+        $values:ident, $columns:ident, $tile:ident: $word:ty, $per_word:literal, $features:literal,
+        $vector:ty = $load:ident, $all:ident, $multiply_add:ident
+    ) => {
+        $(#[$doc])*
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn $values(
+            p: *const $word,
+            v: *const $word,
+            keys: usize,
+            factors: *const f32,
+            out: *mut f32,
+            width: usize,
+            rows: usize,
+        ) {
+            let steps = keys.div_ceil($per_word);
+            let vectors = width / 16;
+            let parts = vectors.div_ceil(5);
+            let mut at = 0;
+            for part in 0..parts {
+                let here = vectors / parts + usize::from(part < vectors % parts);
+                // SAFETY: `here` vectors from `at` lie within the width.
+                unsafe {
+                    let (v, out) = (v.add(at * 16), out.add(at * 16));
+                    match here {
+                        5 => $columns::<5, 5>(p, v, steps, factors, out, width, rows),
+                        4 => $columns::<6, 4>(p, v, steps, factors, out, width, rows),
+                        3 => $columns::<8, 3>(p, v, steps, factors, out, width, rows),
+                        2 => $columns::<12, 2>(p, v, steps, factors, out, width, rows),
+                        _ => $columns::<12, 1>(p, v, steps, factors, out, width, rows),
+                    }
+                }
+                at += here;
             }
         }
-        at += here;
-    }
+
+        /// V vectors of all rows, R rows at a time, the rest of them in ever smaller numbers.
+        ///
+        /// # Safety
+        /// As the function that calls it.
+        #[target_feature(enable = $features)]
+        unsafe fn $columns<const R: usize, const V: usize>(
+            p: *const $word,
+            v: *const $word,
+            steps: usize,
+            factors: *const f32,
+            out: *mut f32,
+            width: usize,
+            rows: usize,
+        ) {
+            const ROW: usize = BLOCK / $per_word;
+            let mut r = 0;
+            // SAFETY: rows r .. r + (tile's rows) are below `rows`.
+            unsafe {
+                while r + R <= rows {
+                    $tile::<R, V>(p.add(r * ROW), v, steps, factors.add(r), out.add(r * width), width);
+                    r += R;
+                }
+                while r + 4 <= rows {
+                    $tile::<4, V>(p.add(r * ROW), v, steps, factors.add(r), out.add(r * width), width);
+                    r += 4;
+                }
+                while r < rows {
+                    $tile::<1, V>(p.add(r * ROW), v, steps, factors.add(r), out.add(r * width), width);
+                    r += 1;
+                }
+            }
+        }
+
+        /// # Safety
+        /// As the function that calls it, for R rows and 16 V columns.
+        #[target_feature(enable = $features)]
+        unsafe fn $tile<const R: usize, const V: usize>(
+            p: *const $word,
+            v: *const $word,
+            steps: usize,
+            factors: *const f32,
+            out: *mut f32,
+            width: usize,
+        ) {
+            let mut sums = [[_mm512_setzero_ps(); V]; R];
+            for j in 0..steps {
+                // SAFETY: j < steps; vector types are 64 bytes of any content.
+                let v: [$vector; V] = std::array::from_fn(|i| unsafe { $load(v.add(j * width + 16 * i)) });
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    // SAFETY: j is below the words of a row, r < R.
+                    let weight: $vector = $all(unsafe { *p.add(r * (BLOCK / $per_word) + j) });
+                    for i in 0..V {
+                        sums[i] = $multiply_add(weight, v[i], sums[i]);
+                    }
+                }
+            }
+            for (r, sums) in sums.into_iter().enumerate() {
+                // SAFETY: r < R and i < V.
+                unsafe {
+                    let factor = _mm512_set1_ps(*factors.add(r));
+                    for (i, sum) in sums.into_iter().enumerate() {
+                        let out = out.add(r * width + 16 * i);
+                        _mm512_storeu_ps(out, _mm512_fmadd_ps(_mm512_loadu_ps(out), factor, sum));
+                    }
+                }
+            }
+        }
+    };
 }
 
-/// V vectors of all rows, R rows at a time, the rest of them in ever smaller numbers.
-///
-/// # Safety
-/// As [`values_avx512`].
-#[target_feature(enable = "avx512f")]
-unsafe fn columns_avx512<const R: usize, const V: usize>(
-    p: *const f32,
-    v: *const f32,
-    keys: usize,
-    factors: *const f32,
-    out: *mut f32,
-    width: usize,
-    rows: usize,
-) {
-    let mut r = 0;
-    // SAFETY: rows r .. r + (tile's rows) are below `rows`.
-    unsafe {
-        while r + R <= rows {
-            tile_avx512::<R, V>(p.add(r * BLOCK), v, keys, factors.add(r), out.add(r * width), width);
-            r += R;
-        }
-        while r + 4 <= rows {
-            tile_avx512::<4, V>(p.add(r * BLOCK), v, keys, factors.add(r), out.add(r * width), width);
-            r += 4;
-        }
-        while r < rows {
-            tile_avx512::<1, V>(p.add(r * BLOCK), v, keys, factors.add(r), out.add(r * width), width);
-            r += 1;
-        }
-    }
+weighted_sums! {
+    /// See [`crate::attention::tile::TileValues`].
+    ///
+    /// # Safety
+    /// `p` has `rows x BLOCK` floats, `v` `keys x width`, `factors` rows, `out` `rows x width`; width divides by 16; the
+    /// machine has AVX-512F.
+    values_avx512, columns_avx512, tile_avx512: f32, 1, "avx512f",
+    __m512 = _mm512_loadu_ps, _mm512_set1_ps, _mm512_fmadd_ps
+}
+
+weighted_sums! {
+    /// As [`values_avx512`] on bf16 pairs: `p` has `rows x BLOCK / 2` words, `v` `keys / 2 x width`, rounded up.
+    ///
+    /// # Safety
+    /// As [`values_avx512`], with AVX512-BF16.
+    values_bf16, columns_bf16, tile_bf16: u32, 2, "avx512f,avx512bf16",
+    __m512bh = load_pairs, all_pairs, multiply_add_pairs
 }
 
 /// # Safety
-/// As [`values_avx512`], for R rows and 16 V columns.
-#[target_feature(enable = "avx512f")]
-unsafe fn tile_avx512<const R: usize, const V: usize>(
-    p: *const f32,
-    v: *const f32,
-    keys: usize,
-    factors: *const f32,
-    out: *mut f32,
-    width: usize,
-) {
-    let mut sums = [[_mm512_setzero_ps(); V]; R];
-    for j in 0..keys {
-        // SAFETY: j < keys.
-        let v: [__m512; V] = std::array::from_fn(|i| unsafe { _mm512_loadu_ps(v.add(j * width + 16 * i)) });
-        for (r, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: j < BLOCK, r < R.
-            let weight = _mm512_set1_ps(unsafe { *p.add(r * BLOCK + j) });
-            for i in 0..V {
-                sums[i] = _mm512_fmadd_ps(weight, v[i], sums[i]);
-            }
-        }
-    }
-    for (r, sums) in sums.into_iter().enumerate() {
-        // SAFETY: r < R and i < V.
-        unsafe {
-            let factor = _mm512_set1_ps(*factors.add(r));
-            for (i, sum) in sums.into_iter().enumerate() {
-                let out = out.add(r * width + 16 * i);
-                _mm512_storeu_ps(out, _mm512_fmadd_ps(_mm512_loadu_ps(out), factor, sum));
-            }
-        }
-    }
+/// `at` has 16 words; the machine has AVX512-BF16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn load_pairs(at: *const u32) -> __m512bh {
+    // SAFETY: by the contract of this function; both types are 64 bytes of any content.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(at.cast())) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn all_pairs(pair: u32) -> __m512bh {
+    // SAFETY: both types are 64 bytes of any content.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(pair.cast_signed())) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn multiply_add_pairs(a: __m512bh, b: __m512bh, sum: __m512) -> __m512 {
+    _mm512_dpbf16_ps(sum, a, b)
 }
 
 /// See [`crate::attention::tile::TileValues`].
@@ -237,108 +285,4 @@ fn exp2_avx512(x: __m512) -> __m512 {
     let p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(E1));
     let p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0));
     _mm512_scalef_ps(p, x)
-}
-
-/// As [`values_avx512`] on bf16 pairs: `p` has `rows x BLOCK / 2` words, `v` `keys / 2 x width`, rounded up.
-///
-/// # Safety
-/// As [`values_avx512`], with AVX512-BF16.
-#[target_feature(enable = "avx512f,avx512bf16")]
-pub(crate) unsafe fn values_bf16(
-    p: *const u32,
-    v: *const u32,
-    keys: usize,
-    factors: *const f32,
-    out: *mut f32,
-    width: usize,
-    rows: usize,
-) {
-    let vectors = width / 16;
-    let parts = vectors.div_ceil(5);
-    let pairs = keys.div_ceil(2);
-    let mut at = 0;
-    for part in 0..parts {
-        let here = vectors / parts + usize::from(part < vectors % parts);
-        // SAFETY: `here` vectors from `at` lie within the width.
-        unsafe {
-            let (v, out) = (v.add(at * 16), out.add(at * 16));
-            match here {
-                5 => columns_bf16::<5, 5>(p, v, pairs, factors, out, width, rows),
-                4 => columns_bf16::<6, 4>(p, v, pairs, factors, out, width, rows),
-                3 => columns_bf16::<8, 3>(p, v, pairs, factors, out, width, rows),
-                2 => columns_bf16::<12, 2>(p, v, pairs, factors, out, width, rows),
-                _ => columns_bf16::<12, 1>(p, v, pairs, factors, out, width, rows),
-            }
-        }
-        at += here;
-    }
-}
-
-/// # Safety
-/// As [`values_bf16`].
-#[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn columns_bf16<const R: usize, const V: usize>(
-    p: *const u32,
-    v: *const u32,
-    pairs: usize,
-    factors: *const f32,
-    out: *mut f32,
-    width: usize,
-    rows: usize,
-) {
-    let mut r = 0;
-    // SAFETY: rows r .. r + (tile's rows) are below `rows`.
-    unsafe {
-        while r + R <= rows {
-            tile_bf16::<R, V>(p.add(r * BLOCK / 2), v, pairs, factors.add(r), out.add(r * width), width);
-            r += R;
-        }
-        while r + 4 <= rows {
-            tile_bf16::<4, V>(p.add(r * BLOCK / 2), v, pairs, factors.add(r), out.add(r * width), width);
-            r += 4;
-        }
-        while r < rows {
-            tile_bf16::<1, V>(p.add(r * BLOCK / 2), v, pairs, factors.add(r), out.add(r * width), width);
-            r += 1;
-        }
-    }
-}
-
-/// # Safety
-/// As [`values_bf16`], for R rows and 16 V columns.
-#[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn tile_bf16<const R: usize, const V: usize>(
-    p: *const u32,
-    v: *const u32,
-    pairs: usize,
-    factors: *const f32,
-    out: *mut f32,
-    width: usize,
-) {
-    let mut sums = [[_mm512_setzero_ps(); V]; R];
-    for j in 0..pairs {
-        // SAFETY: j < pairs; both vector types are 64 bytes of any content.
-        let v: [__m512bh; V] = std::array::from_fn(|i| unsafe {
-            std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(v.add(j * width + 16 * i).cast()))
-        });
-        for (r, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: j < BLOCK / 2, r < R; as above.
-            let weight = unsafe {
-                std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32((*p.add(r * BLOCK / 2 + j)).cast_signed()))
-            };
-            for i in 0..V {
-                sums[i] = _mm512_dpbf16_ps(sums[i], weight, v[i]);
-            }
-        }
-    }
-    for (r, sums) in sums.into_iter().enumerate() {
-        // SAFETY: r < R and i < V.
-        unsafe {
-            let factor = _mm512_set1_ps(*factors.add(r));
-            for (i, sum) in sums.into_iter().enumerate() {
-                let out = out.add(r * width + 16 * i);
-                _mm512_storeu_ps(out, _mm512_fmadd_ps(_mm512_loadu_ps(out), factor, sum));
-            }
-        }
-    }
 }

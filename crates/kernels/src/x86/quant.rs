@@ -7,10 +7,11 @@ use std::arch::x86_64::*;
 
 use super::avx512::prefetch_tile;
 use crate::linear_quant::{
-    Q4_0, Q4_1, Q4_K, Q8_0, ROW_GROUP, TILE_ROWS, TileQuant, group_at, group_bytes, shared_scales, weight_bytes,
+    Q4_0, Q4_1, Q4_K, Q8_0, TILE_ROWS, TileQuant, group_at, group_bytes, shared_scales, weight_bytes,
 };
 use crate::product::PANEL;
 use crate::quant::GROUP;
+use crate::quantize_rows::ROW_GROUP;
 
 macro_rules! by_kind_and_rows {
     ($tile:ident) => {

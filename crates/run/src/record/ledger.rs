@@ -15,7 +15,7 @@ use vgen_dataset::{Mark, RowSink};
 
 use super::folder::{FAILED, JOURNAL, RECORD, RunFolder, TIMINGS};
 use super::journal::{self, Closed, Commit, KnownRow, Past};
-use super::manifest::{Counts, FailedRow, RunRecord, RunState, Session, TimingSums, now};
+use super::manifest::{Counts, FailedRow, RowTimings, RunRecord, RunState, Session, TimingSums, now};
 use super::syncer::{Job, Syncer};
 use super::{RecordError, files};
 
@@ -109,6 +109,10 @@ impl Ledger {
         durability: Durability,
     ) -> Result<Self, RecordError> {
         let (path, output) = folder.retry()?;
+        if !path.join(TIMINGS).exists() {
+            // The times of rows that are not done again; of the others, the last line counts.
+            let _ = fs::copy(folder.path().join(TIMINGS), path.join(TIMINGS));
+        }
         Self::open(folder, path, &output, record, past.clone(), durability)
     }
 
@@ -153,8 +157,8 @@ impl Ledger {
         journal::push_open(&mut lines);
         files::replace(&path.join(JOURNAL), &lines).map_err(of(JOURNAL))?;
         let syncer = Syncer::start(&path, output)?;
-        let timings =
-            OpenOptions::new().create(true).write(true).truncate(fresh).append(!fresh).open(path.join(TIMINGS));
+        let anew = fresh && path == folder.path();
+        let timings = OpenOptions::new().create(true).write(true).truncate(anew).append(!anew).open(path.join(TIMINGS));
         let written = (fs::metadata(path.join(TIMINGS)).map_or(0, |metadata| metadata.len())) / 100;
         let now = Instant::now();
         Ok(Self {
@@ -193,7 +197,7 @@ impl Ledger {
     }
 
     /// Times of a row's answers.
-    pub(crate) fn timed(&mut self, sequence: u64, sums: &TimingSums, first: Option<&Timings>) {
+    pub(crate) fn timed(&mut self, sequence: u64, sums: &TimingSums, first: Option<&Timings>, tiles: Option<u64>) {
         self.session.timings.answers += sums.answers;
         self.session.timings.queue += sums.queue;
         self.session.timings.prepare += sums.prepare;
@@ -203,11 +207,19 @@ impl Ledger {
         if *left > 0 {
             *left -= 1;
             let end = self.started.elapsed().as_secs_f64();
-            let line = serde_json::json!({
-                "sequence": sequence, "start": end - timings.total, "queue": timings.queue,
-                "prepare": timings.prepare, "first_token": timings.first_token, "total": timings.total,
-            });
-            let _ = writeln!(file, "{line}");
+            let line = RowTimings {
+                sequence,
+                session: self.record.sessions.len().saturating_sub(1) as u64,
+                start: (end - timings.total).max(0.0),
+                queue: timings.queue,
+                prepare: timings.prepare,
+                encode: timings.encode,
+                first_token: timings.first_token,
+                total: timings.total,
+                tiles,
+            };
+            // Plain data always serialises.
+            let _ = writeln!(file, "{}", serde_json::to_string(&line).unwrap_or_default());
         }
     }
 

@@ -203,6 +203,40 @@ impl TimingSums {
     }
 }
 
+/// A line of `timings.jsonl`: where the time of a row went, in seconds. Of several lines for a row the last counts. A
+/// line may be torn, and rows may have none: these are for looking at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RowTimings {
+    /// The row's place among the rows of this output, from 0.
+    pub sequence: u64,
+    /// The session that did it, from 0.
+    #[serde(default)]
+    pub session: u64,
+    /// From the session's begin to the row's submission.
+    pub start: f64,
+    /// Waiting for a place.
+    pub queue: f64,
+    /// Preparing images and text.
+    pub prepare: f64,
+    /// While its images were in the vision tower, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encode: Option<f64>,
+    /// From submission to the first token, if that is known.
+    pub first_token: Option<f64>,
+    /// From submission to the end.
+    pub total: f64,
+    /// Tiles of the row's images, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tiles: Option<u64>,
+}
+
+/// The lines of `timings.jsonl`, by sequence; none if it can't be read.
+pub fn row_timings(path: &Path) -> BTreeMap<u64, RowTimings> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<RowTimings>(line).ok());
+    lines.map(|timings| (timings.sequence, timings)).collect()
+}
+
 /// A line of `failed.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FailedRow {

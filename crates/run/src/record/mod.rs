@@ -5,7 +5,7 @@
 //! | `run.json` | a [`RunRecord`]: configuration with origins, fingerprint, model, input, counts, sessions |
 //! | `journal.jsonl` | how far the output is (module `journal`), and finished rows that are not in it yet |
 //! | `failed.jsonl` | a [`FailedRow`] for each row with an error or with other than the usual number of output rows |
-//! | `timings.jsonl` | where the time of rows went, for looking at; not needed to go on |
+//! | `timings.jsonl` | a [`RowTimings`] a row (of the first rows of a very long run): where its time went, for looking at; not needed to go on |
 //! | `lock` | held by the process that writes the output |
 //! | `retry/` | the new output of `--retry-failed` until it takes the place of the old one |
 //!
@@ -25,6 +25,6 @@ pub use folder::{Found, RunFolder};
 pub use journal::{KnownRow, Past};
 pub use ledger::{Durability, Ledger};
 pub use manifest::{
-    Counts, FailedRow, InputFile, InputRecord, ModelRecord, RECORD_VERSION, RunRecord, RunState, Session,
-    SettingRecord, TimingSums, differences, failed_rows, now,
+    Counts, FailedRow, InputFile, InputRecord, ModelRecord, RECORD_VERSION, RowTimings, RunRecord, RunState, Session,
+    SettingRecord, TimingSums, differences, failed_rows, now, row_timings,
 };

@@ -87,7 +87,7 @@ fn read(
     })
 }
 
-fn check_pixels((width, height): (u32, u32), name: &str, limits: &ImageLimits) -> Result<(), ImageError> {
+pub(super) fn check_pixels((width, height): (u32, u32), name: &str, limits: &ImageLimits) -> Result<(), ImageError> {
     if width == 0 || height == 0 {
         return Err(ImageError::Empty { name: name.to_owned() });
     }

@@ -18,6 +18,7 @@ use vgen_core::ImageRef;
 use super::address::{FilteringResolver, PrivateAddress, Refused, check_literal, is_private_address};
 use super::data_url::decode_data_url;
 use super::error::{ImageError, short_name};
+use super::kept::KeptImages;
 use super::limits::ImageLimits;
 
 /// First pause before another try; each next one is twice as long.
@@ -29,6 +30,8 @@ pub struct ImageFetcher {
     refused: Refused,
     /// Made when the first URL comes: most runs read files only.
     network: OnceLock<Result<Network, String>>,
+    /// What comes from the network is kept there, and taken from there.
+    kept: Option<Arc<KeptImages>>,
 }
 
 impl std::fmt::Debug for ImageFetcher {
@@ -41,7 +44,14 @@ impl ImageFetcher {
     /// A fetcher with the given limits.
     pub fn new(limits: ImageLimits) -> Self {
         let refused: Refused = if limits.allow_private_addresses { |_| false } else { is_private_address };
-        Self { limits, refused, network: OnceLock::new() }
+        Self { limits, refused, network: OnceLock::new(), kept: None }
+    }
+
+    /// Keeps what comes from the network for all who share `kept`, so that nobody fetches it again.
+    #[must_use]
+    pub fn keeping(mut self, kept: Option<Arc<KeptImages>>) -> Self {
+        self.kept = kept;
+        self
     }
 
     /// The limits.
@@ -63,12 +73,22 @@ impl ImageFetcher {
             },
             ImageRef::Path(path) => read_file(path, limit).map(Arc::from),
             ImageRef::Url(url) if is_data_url(url) => decode_data_url(url, limit).map(Arc::from),
-            ImageRef::Url(url) => self.download(url).map(Arc::from),
+            ImageRef::Url(url) => self.kept_or_download(url),
             _ => Err(ImageError::UnsupportedFormat {
                 name: image_name(image),
                 what: "referred to in a way that is not known".to_owned(),
             }),
         }
+    }
+
+    fn kept_or_download(&self, url: &Arc<str>) -> Result<Arc<[u8]>, ImageError> {
+        let Some(kept) = &self.kept else { return self.download(url).map(Arc::from) };
+        if let Some(Some(bytes)) = kept.get(url) {
+            return Ok(bytes);
+        }
+        let fetched: Result<Arc<[u8]>, _> = self.download(url).map(Arc::from);
+        kept.put(url, fetched.as_ref().ok().map(Arc::clone));
+        fetched
     }
 
     fn download(&self, url: &str) -> Result<Vec<u8>, ImageError> {

@@ -64,7 +64,7 @@ fn is_whole(bytes: &[u8]) -> bool {
             (0xff, _) => &rest[1..],
             (0x01 | 0xd0..=0xd8, _) => tail,
             // In the scans' data 0xff is always followed by 0 or a restart marker.
-            (START_OF_SCAN, _) => return tail.windows(2).any(|pair| pair == END_OF_IMAGE),
+            (START_OF_SCAN, _) => return tail.windows(2).rev().any(|pair| pair == END_OF_IMAGE),
             (_, [high, low, ..]) => tail.get(usize::from(u16::from_be_bytes([*high, *low]))..).unwrap_or_default(),
             _ => return false,
         };

@@ -1,6 +1,7 @@
 //! The flags that several commands share, and which setting each of them is.
 
 mod images;
+mod messages;
 mod model;
 mod process;
 mod rows;
@@ -10,6 +11,7 @@ mod task;
 use clap::Args;
 
 pub(crate) use self::images::ImageFlags;
+pub(crate) use self::messages::{Color, LogFormat, MessageFlags};
 pub(crate) use self::model::ModelFlags;
 pub(crate) use self::process::RunFlags;
 pub(crate) use self::rows::RowFlags;

@@ -70,7 +70,7 @@ pub(crate) struct RowFlags {
     /// Rows of a row group of Parquet [default: 10000].
     #[arg(long, value_name = "ROWS")]
     row_group_rows: Option<u64>,
-    /// Images in CSV and Parquet: as the input has them, their paths or URLs only, or the bytes of their files
+    /// Images in the output: as the input has them, their paths or URLs only, or their bytes, those of URLs included
     /// [default: keep].
     #[arg(long, value_name = "HOW", value_parser = ["keep", "reference", "embed"])]
     output_images: Option<String>,

@@ -1,4 +1,4 @@
-"""mistral.rs on the rows of a JSON-lines file. Prints one JSON line. For benches/engine.py."""
+"""mistral.rs on the rows of a JSON-lines file. Prints one JSON line. For benches/peers/run.py."""
 import argparse
 import base64
 import json

