@@ -206,12 +206,34 @@ impl Linear {
             Weight::Quantised(weight, path) => {
                 path.by_blocks(x, |x| Ok(weight.forward(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())?))?
             }
-            Weight::InMap { weights, name, shape } => forward_mapped(weights, name, shape, x)?,
+            Weight::InMap { .. } => return self.mapped(x, After::Nothing),
         };
         match &self.bias {
             Some(bias) => Ok(y.broadcast_add(bias)?),
             None => Ok(y),
         }
+    }
+
+    /// From the memory map, some outputs at a time: the same bits as with the weight packed whole. `after` is no residual.
+    fn mapped(&self, x: &Tensor, after: After<'_>) -> Result<Tensor> {
+        let Weight::InMap { weights, name, shape } = &self.weight else { return self.alone(x) };
+        let raw = weights.raw(name, shape)?;
+        let (outputs, inputs) = (shape[0], shape[1..].iter().product());
+        let rows = x.dim(0)?;
+        let mut y = vec![0.0; rows * outputs];
+        for first in (0..outputs).step_by(MAPPED_OUTPUTS) {
+            let here = MAPPED_OUTPUTS.min(outputs - first);
+            let linear = &PackedLinear::pack_rows(Format::Bf16, here, inputs, |row, to| raw.row(first + row, to))?;
+            let bias = self.bias.as_ref().map(|bias| bias.narrow(0, first, here)).transpose()?;
+            let part = kernels::linear_each(x, None, &[Layer { linear, bias: bias.as_ref(), after }])?.swap_remove(0);
+            kernels::with_slice(&part, |part| {
+                for (y, part) in y.chunks_exact_mut(outputs).zip(part.chunks_exact(here)) {
+                    y[first..first + here].copy_from_slice(part);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(Tensor::from_vec(y, (rows, outputs), x.device())?)
     }
 }
 
@@ -230,6 +252,7 @@ fn products<const N: usize>(
             let x = normed.as_ref().unwrap_or(x);
             let alone = |layer: &&Linear| match (after, &layer.weight) {
                 (After::Gelu, Weight::Dense(..) | Weight::Quantised(..)) => Ok(layer.alone(x)?.gelu_erf()?),
+                (after, Weight::InMap { .. }) => layer.mapped(x, after),
                 (After::Gelu, _) => Ok(kernels::gelu_erf(&layer.alone(x)?)?),
                 _ => layer.alone(x),
             };
@@ -248,26 +271,6 @@ fn ggml_type(block: BlockFormat) -> Option<GgmlDType> {
         BlockFormat::Q4_1 => Some(GgmlDType::Q4_1),
         _ => None,
     }
-}
-
-/// The same bits as with the weight packed whole.
-fn forward_mapped(weights: &Weights, name: &str, shape: &[usize], x: &Tensor) -> Result<Tensor> {
-    let raw = weights.raw(name, shape)?;
-    let (outputs, inputs) = (shape[0], shape[1..].iter().product());
-    let rows = x.dim(0)?;
-    let mut y = vec![0.0; rows * outputs];
-    for first in (0..outputs).step_by(MAPPED_OUTPUTS) {
-        let here = MAPPED_OUTPUTS.min(outputs - first);
-        let part = PackedLinear::pack_rows(Format::Bf16, here, inputs, |row, to| raw.row(first + row, to))?;
-        let part = part.forward_tensor(x)?;
-        kernels::with_slice(&part, |part| {
-            for (y, part) in y.chunks_exact_mut(outputs).zip(part.chunks_exact(here)) {
-                y[first..first + here].copy_from_slice(part);
-            }
-            Ok(())
-        })?;
-    }
-    Ok(Tensor::from_vec(y, (rows, outputs), x.device())?)
 }
 
 /// A norm of the last axis of a contiguous tensor.

@@ -112,9 +112,12 @@ mod tests {
             --temperature 1 --top-p 1 --top-k 1 --min-p 0 --typical-p 1 --repetition-penalty 1 \
             --frequency-penalty -1 --presence-penalty -1 --logit-bias 3=-1.5 --bad-words x --stop y --include-stop \
             --stop-token-ids 1,2 --ignore-eos --seed 1 --logprobs --top-logprobs 2 --echo --regex r --model m \
-            --revision r --devices cpu,cpu --fixed-shapes false --dtype f32 --tensor-type a=f32 --kv-dtype f32 --reference hf4 --batch-size 2 --step-tokens 9 --threads 2 --prepare-threads 1 --image-cache 1GiB --memory 1GiB \
+            --revision r --devices cpu,cpu --fixed-shapes false --dtype f32 --tensor-type a=f32 --kv-dtype f32 \
+            --reference hf4 --batch-size 2 --step-tokens 9 --threads 2 --prepare-threads 1 --image-cache 1GiB \
+            --memory 1GiB \
             --max-image-bytes 1 --max-image-pixels 1 --image-timeout 1 --max-redirects 1 \
-            --allow-private-addresses --row-timeout 1 --quiet --stats s --progress-interval 1 --progress json --lint off --structured-output-column s";
+            --allow-private-addresses --row-timeout 1 --quiet --stats s --progress-interval 1 --progress json --lint off \
+            --structured-output-column s";
         let Ok(args) = LocalArgs::try_parse_from(line.split_whitespace()) else { unreachable!("the line is valid") };
         let mut settings = args.local.flags.settings();
         args.local.model.add_to(&mut settings);
@@ -126,8 +129,17 @@ mod tests {
         let given: Vec<_> = line.split_whitespace().filter(|word| word.starts_with("--")).collect();
         assert_eq!(settings.iter().count(), given.len());
         // What is not in the line has no key of its own, or excludes another flag of the line.
-        let others =
-            ["--demo", "--image", "--prompt", "--json-schema", "--choice", "--print-config", "--color", "--log-format"];
+        let others = [
+            "--demo",
+            "--device",
+            "--image",
+            "--prompt",
+            "--json-schema",
+            "--choice",
+            "--print-config",
+            "--color",
+            "--log-format",
+        ];
         for flag in LocalArgs::command().get_arguments().filter_map(|arg| arg.get_long()) {
             let flag = format!("--{flag}");
             let seen = given.iter().any(|word| word.split('=').next() == Some(&flag));
