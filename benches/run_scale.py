@@ -5,7 +5,7 @@ distilabel 1.5.3 and by datasets.map.
 
     cargo build --release --bins
     python3 benches/run_scale.py --work /some/folder/with/40GB
-    python3 benches/run_scale.py --work /some/folder --peers      # needs: pip install distilabel==1.5.3 datasets
+    python3 benches/run_scale.py --work /some/folder --peers      # needs: pip install distilabel==1.5.3 datasets requests
 
 Prints Markdown.
 """
@@ -120,7 +120,13 @@ def peers(work, count):
     write_rows(rows, count, 0)
     vgen(work, "peers", count, 0, 256, "peers-out.jsonl")
     for name, script in (("distilabel 1.5.3", DISTILABEL), ("datasets.map", DATASETS)):
-        seconds, peak, _ = run([sys.executable, "-c", script, rows, os.path.join(work, "peer-out.jsonl")], work)
+        out = os.path.join(work, "peer-out.jsonl")
+        if os.path.exists(out):
+            os.remove(out)
+        seconds, peak, code = run([sys.executable, "-c", script, rows, out], work)
+        written = sum(1 for _ in open(out)) if os.path.exists(out) else 0
+        if code or written != count:
+            sys.exit(f"{name} ended with {code} and wrote {written} of {count} rows")
         print(f"| {name} | {count} | {seconds:.1f} | {count / seconds:.0f} | {peak:.0f} |", flush=True)
 
 
@@ -135,7 +141,7 @@ class Fixed(LLM):
     def load(self): super().load()
     @property
     def model_name(self): return "fixed"
-    def generate(self, inputs, num_generations=1, **kwargs):
+    def generate(self, inputs, num_generations=1):
         return [{"generations": ["an answer"], "statistics": {"input_tokens": [1], "output_tokens": [2]}} for _ in inputs]
 
 if __name__ == "__main__":
