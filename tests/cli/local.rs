@@ -148,6 +148,6 @@ fn devices_without_support_are_named() {
     cuda.exits(2).says("this build has no CUDA support").says("--features cuda");
     let metal = scratch.vgen_local(&[&args[..], &["--devices", "cpu,metal"]].concat());
     metal.exits(2).says("this build has no Metal support");
-    scratch.vgen_local(&args).exits(0).says("ready on cpu (this build has no CUDA support");
+    scratch.vgen_local(&args).exits(0).says("ready on cpu (a build without GPUs");
     scratch.vgen_local(&[&args[..], &["--devices", "cpu,abacus"]].concat()).exits(2).says("\"abacus\" is no device");
 }

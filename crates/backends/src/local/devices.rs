@@ -89,10 +89,14 @@ impl DeviceChoice {
                 for choice in [Self::Cuda(0), Self::Metal] {
                     match choice.open() {
                         Ok(open) => return Ok(open),
+                        Err(fault) if fault.code == "device.feature" => {}
                         Err(fault) => reasons.push(fault.message),
                     }
                 }
                 let mut open = Self::Cpu.open()?;
+                if reasons.is_empty() {
+                    reasons.push("a build without GPUs".to_owned());
+                }
                 open.description = format!("cpu ({})", reasons.join("; "));
                 Ok(open)
             }
@@ -295,6 +299,6 @@ mod tests {
         assert_eq!(DeviceChoice::Metal.open().unwrap_err().code, "device.feature");
         let open = DeviceChoice::Auto.open().unwrap();
         assert!(open.device.is_cpu());
-        assert_eq!(open.description, "cpu (this build has no CUDA support; this build has no Metal support)");
+        assert_eq!(open.description, "cpu (a build without GPUs)");
     }
 }
