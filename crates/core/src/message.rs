@@ -50,18 +50,21 @@ impl Message {
         Self { role, content: Content::Text(text.into()) }
     }
 
+    /// The texts of the message in order.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        let (text, parts) = match &self.content {
+            Content::Text(text) => (Some(text.as_str()), &[][..]),
+            Content::Parts(parts) => (None, &parts[..]),
+        };
+        text.into_iter().chain(parts.iter().filter_map(|part| match part {
+            Part::Text(text) => Some(text.as_str()),
+            Part::Image(_) => None,
+        }))
+    }
+
     /// The texts of the message, one after the other.
     pub fn plain_text(&self) -> String {
-        match &self.content {
-            Content::Text(text) => text.clone(),
-            Content::Parts(parts) => parts
-                .iter()
-                .filter_map(|part| match part {
-                    Part::Text(text) => Some(text.as_str()),
-                    Part::Image(_) => None,
-                })
-                .collect(),
-        }
+        self.texts().collect()
     }
 
     /// The images of the message in order.

@@ -38,9 +38,7 @@ pub use devices::{DeviceChoice, OpenDevice};
 pub use free_memory::free_memory;
 pub use inspect::{Inspected, inspect};
 pub use options::{LoadEvent, LocalOptions, ModelSource};
-pub use performance::{
-    Achieved, Cost, DEVICE_MODELS, DeviceModel, PeerCost, Prediction, RowCost, StepLaunches, Workload,
-};
+pub use performance::{Cost, DEVICE_MODELS, DeviceModel, PeerCost, Prediction, RowCost, StepLaunches, Workload};
 pub use plan::{Bytes, MemoryPlan};
 pub use precision::{DTypeChoice, KvDTypeChoice, Precision};
 pub use random::RandomStream;

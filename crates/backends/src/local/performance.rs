@@ -518,22 +518,6 @@ impl Prediction {
     }
 }
 
-/// The share of a device's limits that something measured achieved.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Achieved {
-    /// Of its FLOPs a second.
-    pub flops: f64,
-    /// Of its bandwidth.
-    pub bandwidth: f64,
-}
-
-impl Achieved {
-    /// `cost` in `seconds`.
-    pub fn new(cost: &Cost, seconds: f64, device: &DeviceModel) -> Self {
-        Self { flops: cost.flops / seconds / device.flops, bandwidth: cost.bytes / seconds / device.bandwidth }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)] // a failed call is a failed test

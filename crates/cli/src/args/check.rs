@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Flags, ModelFlags};
+use super::{Flags, ModelFlags, SpeedFlags};
 use crate::remote::flags::RemoteFlags;
 
 /// The arguments of `vgen check`.
@@ -25,12 +25,8 @@ pub(crate) struct CheckCommand {
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
-    /// The speed to reckon with, in rows a second.
-    #[arg(long, value_name = "N", conflicts_with = "measured")]
-    pub(crate) rows_per_second: Option<f64>,
-    /// Reckon with the speeds of an earlier run with this model: the file that its --stats wrote.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) measured: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) speed: SpeedFlags,
     #[command(flatten)]
     pub(crate) flags: Flags,
     #[command(flatten)]

@@ -19,7 +19,7 @@ use clap::{Parser, Subcommand};
 
 pub(crate) use self::bench::BenchCommand;
 pub(crate) use self::check::CheckCommand;
-pub(crate) use self::flags::{Color, Flags, LogFormat, MessageFlags, ModelFlags};
+pub(crate) use self::flags::{Color, Flags, LogFormat, MessageFlags, ModelFlags, SpeedFlags};
 pub(crate) use self::local::{LocalArgs, LocalCommand};
 pub(crate) use self::merge::MergeCommand;
 pub(crate) use self::plan::PlanCommand;

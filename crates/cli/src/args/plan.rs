@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use vgen_backends::local::DeviceModel;
 
-use super::{Flags, ModelFlags};
+use super::{Flags, ModelFlags, SpeedFlags};
 
 /// The arguments of `vgen plan`.
 #[derive(Debug, Args)]
@@ -16,12 +16,8 @@ pub(crate) struct PlanCommand {
     /// Print the plan as JSON.
     #[arg(long)]
     pub(crate) json: bool,
-    /// The speed to reckon with, in rows a second.
-    #[arg(long, value_name = "N", conflicts_with = "measured")]
-    pub(crate) rows_per_second: Option<f64>,
-    /// Reckon with the speeds of an earlier run with this model: the file that its --stats wrote.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) measured: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) speed: SpeedFlags,
     /// Count bytes, FLOPs and launches of each stage for a device by its data sheet, and the rows a second that its
     /// limits allow, instead of planning for this machine: h100, a100, 4090, m3.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["rows_per_second", "measured"])]

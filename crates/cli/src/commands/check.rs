@@ -13,9 +13,10 @@ use vgen_run::Task;
 use vgen_task::image::ImageFetcher;
 use vgen_task::{Linter, Rendered, TaskConfig, TextGenerationWithImage};
 
-use super::plan::{self, Speed};
+use super::plan;
 use super::survey::{Rows, Survey};
 use super::{input, lint, output};
+use crate::args::SpeedFlags;
 use crate::messages::Messages;
 use crate::settings::Settings;
 use crate::table::{BackendTable, Config, Lint, LocalTable, Place};
@@ -29,7 +30,7 @@ pub(crate) struct Wanted {
     pub(crate) rows: Option<u64>,
     pub(crate) fetch: bool,
     pub(crate) json: bool,
-    pub(crate) speed: Speed,
+    pub(crate) speed: SpeedFlags,
 }
 
 /// How bad a problem is.

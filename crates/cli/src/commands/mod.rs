@@ -101,19 +101,18 @@ pub(crate) fn run(args: RunCommand, messages: &Messages) -> Result<u8, Fault> {
 
 /// `vgen plan`.
 pub(crate) fn plan(args: PlanCommand, messages: &Messages) -> Result<u8, Fault> {
-    let PlanCommand { config, json, rows_per_second, measured, device_model, flags, model } = args;
+    let PlanCommand { config, json, speed, device_model, flags, model } = args;
     let config = resolve::resolve(&local_settings(config.as_deref(), flags, model, "vgen plan")?)?;
     let messages = messages.of_run(&config.run);
     if let Some(device) = device_model {
         return plan::predict(&config, &device, json, &messages);
     }
-    let speed = plan::Speed { rows_per_second, measured };
     plan::plan(&config, &speed, json, &messages)
 }
 
 /// `vgen check`.
 pub(crate) fn check(args: CheckCommand, messages: &Messages) -> Result<u8, Fault> {
-    let CheckCommand { config, rows, all, fetch, json, rows_per_second, measured, flags, model, remote } = args;
+    let CheckCommand { config, rows, all, fetch, json, speed, flags, model, remote } = args;
     let print = flags.print_config;
     let mut settings = match &config {
         Some(config) => config_file::read(config)?,
@@ -133,7 +132,6 @@ pub(crate) fn check(args: CheckCommand, messages: &Messages) -> Result<u8, Fault
     if print {
         return show_config(&settings);
     }
-    let speed = plan::Speed { rows_per_second, measured };
     let wanted = check::Wanted { rows: (!all).then_some(rows), fetch, json, speed };
     check::check(&settings, &wanted, messages)
 }

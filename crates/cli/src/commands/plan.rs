@@ -1,7 +1,6 @@
 //! `vgen plan`: what a run of a local model takes, from `config.json` and the headers of images alone.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use vgen_backends::local::{
@@ -13,6 +12,7 @@ use vgen_dataset::Origin;
 use vgen_task::Rendered;
 
 use super::survey::{Rows, Survey};
+use crate::args::SpeedFlags;
 use crate::messages::Messages;
 use crate::table::{BackendTable, Config};
 use crate::{exit, local};
@@ -20,14 +20,8 @@ use crate::{exit, local};
 /// Text tokens of a prompt where there are no rows to look at.
 const USUAL_PROMPT: u64 = 256;
 
-/// How fast to reckon.
-pub(crate) struct Speed {
-    pub(crate) rows_per_second: Option<f64>,
-    pub(crate) measured: Option<PathBuf>,
-}
-
 /// Prints the plan.
-pub(crate) fn plan(config: &Config, speed: &Speed, json: bool, messages: &Messages) -> Result<u8, Fault> {
+pub(crate) fn plan(config: &Config, speed: &SpeedFlags, json: bool, messages: &Messages) -> Result<u8, Fault> {
     let options = local_options(config)?;
     let measured = speed.measured()?;
     let inspected = inspect(&options)?;
@@ -105,7 +99,7 @@ pub(super) struct Measured {
     backend: Option<EngineReport>,
 }
 
-impl Speed {
+impl SpeedFlags {
     pub(super) fn measured(&self) -> Result<Option<Measured>, Fault> {
         let Some(path) = &self.measured else { return Ok(None) };
         let text = std::fs::read_to_string(path).map_err(|error| error.to_string());

@@ -154,7 +154,7 @@ impl<'a> Linter<'a> {
         if images(messages).any(|image| !seen.insert(image)) {
             self.repeated.add(place, "");
         }
-        let texts = || messages.iter().flat_map(texts_of);
+        let texts = || messages.iter().flat_map(Message::texts);
         if messages.iter().any(has_text_before_image) {
             self.text_before_image.add(place, "");
         }
@@ -289,19 +289,6 @@ impl<'a> Linter<'a> {
 
 fn images(messages: &[Message]) -> impl Iterator<Item = &ImageRef> {
     messages.iter().flat_map(Message::images)
-}
-
-fn texts_of(message: &Message) -> Vec<&str> {
-    match &message.content {
-        Content::Text(text) => vec![text],
-        Content::Parts(parts) => parts
-            .iter()
-            .filter_map(|part| match part {
-                Part::Text(text) => Some(text.as_str()),
-                Part::Image(_) => None,
-            })
-            .collect(),
-    }
 }
 
 fn has_text_before_image(message: &Message) -> bool {

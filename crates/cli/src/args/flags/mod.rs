@@ -6,6 +6,7 @@ mod model;
 mod process;
 mod rows;
 mod sampling;
+mod speed;
 mod task;
 
 use clap::Args;
@@ -16,6 +17,7 @@ pub(crate) use self::model::ModelFlags;
 pub(crate) use self::process::RunFlags;
 pub(crate) use self::rows::RowFlags;
 pub(crate) use self::sampling::SamplingFlags;
+pub(crate) use self::speed::SpeedFlags;
 pub(crate) use self::task::TaskFlags;
 use crate::settings::Settings;
 
