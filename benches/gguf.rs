@@ -1,13 +1,14 @@
 //! A plain Llama from a GGUF file on given tokens: what it thinks of a text, what it answers, and how fast.
 //!
-//! `cargo bench --bench gguf -- MODEL.gguf TOKENS.json`, where the JSON holds `text` (token ids) and `prompts` (lists of
-//! them). Prints one line of JSON. `tests/peers/llama_cpp.py` calls it and compares with llama.cpp.
+//! `cargo bench --bench gguf -- MODEL.gguf TOKENS.json [f32]`, where the JSON holds `text` (token ids) and `prompts` (lists
+//! of them). Weights are taken as stored with keys and values in f16, or with `f32` all as 32-bit floats. Prints one line of
+//! JSON. `tests/peers/llama_cpp.py` calls it and compares with llama.cpp.
 #![allow(clippy::print_stdout, clippy::unwrap_used)] // a report to the terminal, stopped by any failure
 
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use vgen_mllama::{Checkpoint, DType, LoadOptions, Model, Sequence, WeightTypes};
+use vgen_mllama::{Checkpoint, DType, LoadOptions, Model, Sequence, WeightType, WeightTypes};
 
 /// Logits `[wanted, vocabulary]` after some more tokens of a text.
 fn step(model: &Model, kv: &mut vgen_mllama::SelfKv, ids: &[u32], wanted: &[u32]) -> Vec<Vec<f32>> {
@@ -35,7 +36,12 @@ fn main() {
     let tokens: Value = serde_json::from_str(&std::fs::read_to_string(tokens).unwrap()).unwrap();
     let start = Instant::now();
     // As llama.cpp: weights as stored, keys and values in f16.
-    let options = LoadOptions { weights: WeightTypes::default(), kv_dtype: DType::F16, ..LoadOptions::default() };
+    let (weights, kv_dtype) = match args.next().as_deref() {
+        None => (WeightTypes::default(), DType::F16),
+        Some("f32") => (WeightType::F32.into(), DType::F32),
+        Some(other) => panic!("{other}: only f32 can be asked for"),
+    };
+    let options = LoadOptions { weights, kv_dtype, ..LoadOptions::default() };
     let model = Model::load(&Checkpoint::gguf(file).unwrap(), &options, &|_, _| {}).unwrap();
     let load = start.elapsed().as_secs_f64();
 
