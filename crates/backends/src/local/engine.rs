@@ -474,3 +474,6 @@ fn most_tokens(job: &Job, longest: usize) -> usize {
 fn image_free(job: &Job) -> usize {
     job.visible.iter().take_while(|images| images.is_empty()).count()
 }
+
+#[cfg(test)]
+mod tests;
