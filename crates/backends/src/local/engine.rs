@@ -4,14 +4,12 @@
 //! text layers on a flat list of tokens: one for each running answer, and pieces of the prompts of new rows up to a
 //! token budget. Images are encoded when their row joins, a few at a time, and each image once.
 
-use std::any::Any;
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use vgen_core::{Fault, PixelTiles};
+use vgen_core::{Fault, PixelTiles, catch_panic};
 use vgen_mllama::{Highest, Model, SelfKv, Sequence, Tensor};
 
 use super::image_cache::ImageCache;
@@ -448,18 +446,13 @@ fn next_tokens(model: &Model, logits: &Tensor, highest: &[bool]) -> vgen_mllama:
 
 /// A call of the network, with a panic as an error: it must not end the run.
 fn guarded<T>(call: impl FnOnce() -> vgen_mllama::Result<T>) -> Result<T, Fault> {
-    match catch_unwind(AssertUnwindSafe(call)) {
+    match catch_panic(call) {
         Ok(result) => result.map_err(Fault::from),
-        Err(panic) => {
-            let what = format!("the network failed: {}", panic_text(panic.as_ref()));
+        Err(said) => {
+            let what = format!("the network failed: {said}");
             Err(Fault::row("engine.panic", what).with_hint("report this with the row and the model"))
         }
     }
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("it panicked")
 }
 
 /// Tokens that a sample of the row has at most, the prompt's included.

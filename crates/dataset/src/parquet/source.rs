@@ -18,7 +18,7 @@ use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReader
 use parquet::errors::ParquetError;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
-use vgen_core::{Fault, Row};
+use vgen_core::{Fault, Row, catch_panic};
 
 use super::features;
 use crate::columns::{Column, ColumnType};
@@ -62,8 +62,10 @@ impl ParquetSource {
             return Err(DatasetError::InputIsFolder(path.to_owned()).into());
         }
         let name: Arc<str> = path.to_string_lossy().into();
-        let metadata = ArrowReaderMetadata::load(&file, Default::default())
-            .map_err(|error| DatasetError::InputParquet { name: name.to_string(), what: error.to_string() })?;
+        let broken = |what: String| DatasetError::InputParquet { name: name.to_string(), what };
+        let metadata = catch_panic(|| ArrowReaderMetadata::load(&file, Default::default()))
+            .map_err(broken)?
+            .map_err(|error| broken(error.to_string()))?;
         let features = features::declared(metadata.metadata().file_metadata());
         let total = metadata.metadata().file_metadata().num_rows().max(0) as u64;
         if total == 0 {
@@ -184,22 +186,8 @@ impl ParquetSource {
             digest: self.digest.clone().finalize(),
         }))
     }
-}
 
-impl RowSource for ParquetSource {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn folder(&self) -> Option<&Path> {
-        self.folder.as_deref()
-    }
-
-    fn next_row(&mut self) -> Result<Option<SourceRow>, Fault> {
-        Ok(self.read()?)
-    }
-
-    fn skip(&mut self, rows: u64) -> Result<Skipped, Fault> {
+    fn skip_rows(&mut self, rows: u64) -> Result<Skipped, DatasetError> {
         let mut left = rows;
         // What is decoded already.
         let decoded = (self.rows.len() as u64).min(left);
@@ -222,6 +210,27 @@ impl RowSource for ParquetSource {
         }
         self.number += rows - left;
         Ok(Skipped { rows: rows - left, digest: self.digest.clone().finalize() })
+    }
+}
+
+impl RowSource for ParquetSource {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
+    // The library's arithmetic panics where a file's own numbers don't fit each other.
+    fn next_row(&mut self) -> Result<Option<SourceRow>, Fault> {
+        let row = catch_panic(|| self.read()).map_err(|said| self.failed(said))?;
+        Ok(row?)
+    }
+
+    fn skip(&mut self, rows: u64) -> Result<Skipped, Fault> {
+        let skipped = catch_panic(|| self.skip_rows(rows)).map_err(|said| self.failed(said))?;
+        Ok(skipped?)
     }
 
     fn columns(&self) -> Option<Vec<Column>> {

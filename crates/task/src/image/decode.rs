@@ -1,8 +1,6 @@
 //! Bytes of an image file to upright RGB pixels.
 
-use std::any::Any;
 use std::io::Cursor;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::codecs::bmp::BmpDecoder;
 use image::codecs::gif::GifDecoder;
@@ -11,6 +9,7 @@ use image::codecs::tiff::TiffDecoder;
 use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
 use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageFormat, Limits, RgbImage};
+use vgen_core::catch_panic;
 
 use super::convert::to_rgb;
 use super::error::{ImageError, short_name};
@@ -35,8 +34,8 @@ pub fn decode(bytes: &[u8], name: &str, limits: &ImageLimits) -> Result<RgbImage
         return Err(ImageError::UnsupportedFormat { what: what_it_is(bytes).to_owned(), name });
     };
     // The decoders are third-party code fed with foreign bytes: a panic in one must not end the run.
-    let decoded = catch_unwind(AssertUnwindSafe(|| decode_as(format, bytes, &name, limits)));
-    decoded.unwrap_or_else(|panic| Err(ImageError::Decode { reason: panic_message(panic.as_ref()), name }))
+    let decoded = catch_panic(|| decode_as(format, bytes, &name, limits));
+    decoded.unwrap_or_else(|said| Err(ImageError::Decode { reason: format!("the decoder failed: {said}"), name }))
 }
 
 fn decode_as(format: ImageFormat, bytes: &[u8], name: &str, limits: &ImageLimits) -> Result<RgbImage, ImageError> {
@@ -132,11 +131,6 @@ fn what_it_is(bytes: &[u8]) -> &'static str {
     } else {
         "of no known image format"
     }
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let message = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("the decoder failed: {}", message.unwrap_or("for no given reason"))
 }
 
 #[cfg(test)]
