@@ -8,7 +8,7 @@ import time
 parser = argparse.ArgumentParser()
 parser.add_argument("model")
 parser.add_argument("rows")
-parser.add_argument("--batch", type=int, default=1)
+parser.add_argument("--batch", type=int, default=1, help="as for the others; not used")
 parser.add_argument("--new", type=int, default=16)
 parser.add_argument("--threads", type=int, required=True)
 arguments = parser.parse_args()

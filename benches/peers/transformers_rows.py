@@ -10,13 +10,14 @@ parser.add_argument("rows")
 parser.add_argument("--batch", type=int, default=4)
 parser.add_argument("--new", type=int, default=16)
 parser.add_argument("--dtype", default="bfloat16")
+parser.add_argument("--threads", type=int, required=True)
 arguments = parser.parse_args()
 
 import torch
 from PIL import Image
 from transformers import AutoProcessor, MllamaForConditionalGeneration
 
-torch.set_num_threads(os.cpu_count())
+torch.set_num_threads(arguments.threads)
 model = MllamaForConditionalGeneration.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype)).eval()
 processor = AutoProcessor.from_pretrained(arguments.model)
 folder = os.path.dirname(os.path.abspath(arguments.rows))

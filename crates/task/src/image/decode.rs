@@ -9,6 +9,7 @@ use image::codecs::tiff::TiffDecoder;
 use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
 use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageFormat, Limits, RgbImage};
+use libjpeg_turbo_rs::JpegError;
 use vgen_core::catch_panic;
 
 use super::convert::to_rgb;
@@ -43,7 +44,7 @@ fn decode_as(format: ImageFormat, bytes: &[u8], name: &str, limits: &ImageLimits
     let broken = |error| image_error(error, name);
     let (mut image, orientation) = match format {
         ImageFormat::Jpeg => {
-            let jpeg = Jpeg::new(bytes).map_err(|error| jpeg_error(error, name))?;
+            let jpeg = Jpeg::new(bytes, limits).map_err(|error| jpeg_error(error, name))?;
             check_pixels(jpeg.dimensions(), name, limits)?;
             jpeg.decode().map_err(|error| jpeg_error(error, name))?
         }
@@ -106,11 +107,11 @@ fn image_error(error: image::ImageError, name: &str) -> ImageError {
     }
 }
 
-fn jpeg_error(error: jpeg_decoder::Error, name: &str) -> ImageError {
+fn jpeg_error(error: JpegError, name: &str) -> ImageError {
     let name = name.to_owned();
     match error {
-        jpeg_decoder::Error::Unsupported(feature) => {
-            ImageError::UnsupportedFormat { name, what: format!("a JPEG of a kind that is not read: {feature:?}") }
+        JpegError::Unsupported(feature) => {
+            ImageError::UnsupportedFormat { name, what: format!("a JPEG of a kind that is not read: {feature}") }
         }
         error => ImageError::Decode { name, reason: error.to_string() },
     }

@@ -1,54 +1,68 @@
-//! JPEG, apart from the other formats: the decoder behind the `image` crate upsamples colour otherwise than libjpeg
-//! (up to 9 levels off) and hides the inks of CMYK. This one stays within 3 levels.
+//! JPEG, apart from the other formats: this decoder computes what libjpeg-turbo does, hence what Pillow shows, to the
+//! last bit; the one behind the `image` crate upsamples colour otherwise (up to 9 levels off) and hides the inks of
+//! CMYK.
 
 use image::metadata::Orientation;
 use image::{DynamicImage, GrayImage, RgbImage};
-use jpeg_decoder::{Decoder, Error, ImageInfo, PixelFormat, UnsupportedFeature};
+use libjpeg_turbo_rs::{DecodeLimits, Decoder, JpegError, PixelFormat};
 
 use super::convert::cmyk_to_rgb;
+use super::limits::ImageLimits;
 
 /// A JPEG whose header has been read.
 pub(super) struct Jpeg<'a> {
     bytes: &'a [u8],
-    decoder: Decoder<&'a [u8]>,
-    info: ImageInfo,
+    decoder: Decoder<'a>,
 }
 
 impl<'a> Jpeg<'a> {
     /// Reads the header.
-    pub(super) fn new(bytes: &'a [u8]) -> Result<Self, Error> {
-        let mut decoder = Decoder::new(bytes);
-        decoder.read_info()?;
-        let info = decoder.info().ok_or_else(|| Error::Format("no frame header".to_owned()))?;
-        Ok(Self { bytes, decoder, info })
+    pub(super) fn new(bytes: &'a [u8], limits: &ImageLimits) -> Result<Self, JpegError> {
+        let limits = DecodeLimits {
+            max_pixels: limits.max_pixels,
+            // Samples, coefficients of progressive scans and planes before upsampling.
+            max_memory: Some(limits.max_pixels.saturating_mul(32)),
+            ..DecodeLimits::default()
+        };
+        Ok(Self { bytes, decoder: Decoder::new_with_limits(bytes, limits)? })
     }
 
     /// Width and height in pixels.
     pub(super) fn dimensions(&self) -> (u32, u32) {
-        (u32::from(self.info.width), u32::from(self.info.height))
+        let frame = self.decoder.header();
+        (u32::from(frame.width), u32::from(frame.height))
     }
 
     /// The pixels, grey or RGB, and how to turn them upright.
-    pub(super) fn decode(mut self) -> Result<(DynamicImage, Orientation), Error> {
+    pub(super) fn decode(mut self) -> Result<(DynamicImage, Orientation), JpegError> {
         if !is_whole(self.bytes) {
-            return Err(Error::Format("the file is cut off".to_owned()));
+            return Err(JpegError::CorruptData("the file is cut off".to_owned()));
         }
+        let frame = self.decoder.header();
+        if frame.precision != 8 {
+            return Err(JpegError::Unsupported(format!("samples of {} bits", frame.precision)));
+        }
+        let format = match frame.components.len() {
+            1 => PixelFormat::Grayscale,
+            4 => PixelFormat::Cmyk,
+            _ => PixelFormat::Rgb,
+        };
+        self.decoder.set_output_format(format);
         let (width, height) = self.dimensions();
-        let samples = self.decoder.decode()?;
         let orientation =
-            self.decoder.exif_data().and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms);
-        let image = match self.info.pixel_format {
-            PixelFormat::L8 => GrayImage::from_raw(width, height, samples).map(DynamicImage::from),
-            PixelFormat::RGB24 => RgbImage::from_raw(width, height, samples).map(DynamicImage::from),
-            PixelFormat::CMYK32 => {
-                // Inks as Pillow has them: YCCK is converted, and Adobe's inversion is undone.
+            self.decoder.exif_orientation().and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms);
+        let samples = self.decoder.decode_image()?.into_vec();
+        let image = match format {
+            PixelFormat::Grayscale => GrayImage::from_raw(width, height, samples).map(DynamicImage::from),
+            PixelFormat::Cmyk => {
+                // As Adobe's programs store them and Pillow always takes them: 255 is no ink.
                 let (samples, _) = samples.as_chunks::<4>();
-                let rgb = samples.iter().flat_map(|&inks| cmyk_to_rgb(inks)).collect();
+                let rgb = samples.iter().flat_map(|&paper| cmyk_to_rgb(paper.map(|white| 255 - white))).collect();
                 RgbImage::from_raw(width, height, rgb).map(DynamicImage::from)
             }
-            PixelFormat::L16 => return Err(Error::Unsupported(UnsupportedFeature::SamplePrecision(16))),
+            _ => RgbImage::from_raw(width, height, samples).map(DynamicImage::from),
         };
-        let image = image.ok_or_else(|| Error::Format("the decoder gives too few pixels".to_owned()))?;
+        let image = image.ok_or_else(|| JpegError::CorruptData("the decoder gives too few pixels".to_owned()))?;
         Ok((image, orientation))
     }
 }

@@ -2,12 +2,14 @@
 //!
 //! Each axis is a pass of weighted sums in fixed point with 22 fractional bits, rounded to 8 bits in between. The
 //! horizontal pass works on blocks of rows turned so that both passes are the same vectorisable kernel: lines of
-//! bytes times one weight each.
+//! bytes times one weight each. It is compiled for several sets of vector instructions, of which the processor's best is
+//! taken.
 
 use std::borrow::Cow;
 use std::f64::consts::PI;
 
 use image::RgbImage;
+use pulp::{Arch, NullaryFnOnce};
 
 /// The resampling filters that Pillow evaluates this way, with its numbers in `preprocessor_config.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,10 +145,9 @@ impl Pixels<'_> {
             return self;
         }
         let stride = 3 * self.width;
+        let taps = taps(self.height, height, filter);
         let mut data = vec![0; stride * height];
-        for (line, taps) in data.chunks_exact_mut(stride).zip(taps(self.height, height, filter)) {
-            weighted_lines(line, &self.data[taps.first * stride..], stride, &taps.weights);
-        }
+        Arch::new().dispatch(Rows { out: &mut data, data: &self.data, stride, taps: &taps });
         Self { width: self.width, height, data: Cow::Owned(data) }
     }
 
@@ -156,20 +157,56 @@ impl Pixels<'_> {
         }
         let taps = taps(self.width, width, filter);
         let mut data = vec![0; 3 * width * self.height];
+        Arch::new().dispatch(Columns { out: &mut data, data: &self.data, stride: 3 * self.width, taps: &taps });
+        Self { width, height: self.height, data: Cow::Owned(data) }
+    }
+}
+
+/// The vertical pass: rows of `data`, of `stride` bytes each, to rows of `out`.
+struct Rows<'a> {
+    out: &'a mut [u8],
+    data: &'a [u8],
+    stride: usize,
+    taps: &'a [Taps],
+}
+
+impl NullaryFnOnce for Rows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for (line, taps) in self.out.chunks_exact_mut(self.stride).zip(self.taps) {
+            weighted_lines(line, &self.data[taps.first * self.stride..], self.stride, &taps.weights);
+        }
+    }
+}
+
+/// The horizontal pass: columns of `data`, whose rows have `stride` bytes, to columns of `out`.
+struct Columns<'a> {
+    out: &'a mut [u8],
+    data: &'a [u8],
+    stride: usize,
+    taps: &'a [Taps],
+}
+
+impl NullaryFnOnce for Columns<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
         // A block's pixels by column: a line of the kernel is one column of BLOCK rows.
-        let mut columns = vec![0; 3 * BLOCK * self.width];
+        let mut columns = vec![0; BLOCK * self.stride];
         let mut resized = [0; 3 * BLOCK];
-        let blocks = self.data.chunks(3 * self.width * BLOCK).zip(data.chunks_mut(3 * width * BLOCK));
-        for (block, out) in blocks {
-            turn(block, 3 * self.width, &mut columns);
-            for (x, taps) in taps.iter().enumerate() {
+        let to = 3 * self.taps.len();
+        for (block, out) in self.data.chunks(BLOCK * self.stride).zip(self.out.chunks_mut(BLOCK * to)) {
+            turn(block, self.stride, &mut columns);
+            for (x, taps) in self.taps.iter().enumerate() {
                 weighted_lines(&mut resized, &columns[taps.first * 3 * BLOCK..], 3 * BLOCK, &taps.weights);
-                for (line, pixel) in out.chunks_exact_mut(3 * width).zip(resized.as_chunks::<3>().0) {
+                for (line, pixel) in out.chunks_exact_mut(to).zip(resized.as_chunks::<3>().0) {
                     line[3 * x..][..3].copy_from_slice(pixel);
                 }
             }
         }
-        Self { width, height: self.height, data: Cow::Owned(data) }
     }
 }
 
@@ -177,6 +214,7 @@ impl Pixels<'_> {
 const TURNED: usize = 64;
 
 /// Puts a block's rows, of `stride` bytes each, into `columns`, the pixels of a column one behind the other.
+#[inline(always)]
 fn turn(block: &[u8], stride: usize, columns: &mut [u8]) {
     for (part, columns) in columns.chunks_mut(3 * BLOCK * TURNED).enumerate() {
         for (row, line) in block.chunks_exact(stride).enumerate() {
@@ -189,6 +227,7 @@ fn turn(block: &[u8], stride: usize, columns: &mut [u8]) {
 }
 
 /// Sets `out` to the sum of the lines of `lines`, which begin every `stride` bytes, each times its weight.
+#[inline(always)]
 fn weighted_lines(out: &mut [u8], lines: &[u8], stride: usize, weights: &[i32]) {
     let (chunks, rest) = out.as_chunks_mut::<LANES>();
     let tail = chunks.len() * LANES;
@@ -201,7 +240,9 @@ fn weighted_lines(out: &mut [u8], lines: &[u8], stride: usize, weights: &[i32]) 
                 }
             }
         }
-        *chunk = sums.map(to_byte);
+        for (byte, sum) in chunk.iter_mut().zip(sums) {
+            *byte = to_byte(sum);
+        }
     }
     for (index, byte) in rest.iter_mut().enumerate() {
         let bytes = lines[tail + index..].iter().step_by(stride);
@@ -209,6 +250,7 @@ fn weighted_lines(out: &mut [u8], lines: &[u8], stride: usize, weights: &[i32]) 
     }
 }
 
+#[inline(always)]
 fn to_byte(sum: i32) -> u8 {
     (sum >> FRACTION_BITS).clamp(0, 255) as u8
 }
