@@ -3,7 +3,9 @@
 use serde_json::Value;
 use vgen_backends::mock::{Distribution, MockFault, MockOptions, MockService};
 use vgen_core::FaultClass;
-use vgen_run::bench::{Load, Prices, Rows, Verdict, compare, csv, html, markdown, schema};
+use vgen_run::bench::{
+    Load, Prices, Report, Rows, Sweep, Target, Verdict, Workload, compare, csv, html, markdown, schema,
+};
 
 use crate::scripted::{bench, run, target};
 
@@ -56,6 +58,9 @@ fn failures_are_counted_by_code_and_cost_is_by_price() {
     near(reading.cost.unwrap(), 28.0);
     near(report.cells[0].summary["cost_per_1000_rows"].median, 4000.0);
     assert!(markdown(&report).contains("| x.y | 1 |"));
+    assert!(html(&report).contains("<td>x.y</td><td>1</td>"));
+    assert!(csv(&report).contains(",8,1,x.y=1,"), "{}", csv(&report));
+    assert!(report.notes.iter().any(|note| note.ends_with("left out: 2 with x.left")), "{:?}", report.notes);
 }
 
 #[test]
@@ -72,6 +77,12 @@ fn backends_are_compared_on_their_answers() {
     assert_eq!((differs.compared, differs.exact, differs.normalised), (20, 0, 0));
     assert_eq!(differs.first_difference, Some(0.0));
     assert_eq!(differs.differing[0].target, "A b x d.");
+    // Each row once, whatever number of readings it is in.
+    assert_eq!(
+        differs.differing.iter().map(|row| (row.row, row.pairs)).collect::<Vec<_>>(),
+        [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
+    );
+    assert!(html(&report).contains("5 rows differ, from word 0 on (median)"));
     // Turns: a b c, c b a, ...
     let orders = |at: usize| report.cells[at].runs.iter().map(|run| run.order).collect::<Vec<_>>();
     assert_eq!((orders(0), orders(2)), (vec![0, 5, 6, 11], vec![2, 3, 8, 9]));
@@ -79,21 +90,64 @@ fn backends_are_compared_on_their_answers() {
 
 #[test]
 fn comparison_tells_noise_from_difference() {
-    let of = |mean_ms| {
-        let service = MockService { distribution: Distribution::Exponential, mean_ms, servers: 1, seed: 3 };
+    let of = |mean_ms, seed| {
+        let service = MockService { distribution: Distribution::Exponential, mean_ms, servers: 1, seed };
         let options = MockOptions { service: Some(service), ..MockOptions::default() };
-        let mut bench = bench(40, vec![Load::Closed { concurrency: 1 }], 5);
-        let Rows::Fixed { rows, .. } = &mut bench.rows else { panic!("they are") };
-        rows.iter_mut().for_each(|row| row.number += mean_ms as u64);
+        let mut bench = bench(40, vec![Load::Closed { concurrency: 1 }], 6);
+        // Other rows in each reading, so that there is a spread.
+        bench.rows = Rows::Drawn { workload: Workload::OneImage, count: 40, seed: 0 };
         run(&bench, &[target("a", options, Prices::default())])
     };
-    let speed = |a: f64, b: f64| {
-        let compared = compare(&of(a), &of(b));
+    let speed = |a: &Report, b: &Report| {
+        let compared = compare(a, b);
         compared.metrics.into_iter().find(|one| one.metric == "rows_per_second").unwrap()
     };
-    assert_eq!(speed(1000.0, 1000.0).ratio.verdict, Verdict::WithinNoise);
-    let slower = speed(1000.0, 3000.0);
+    let first = of(1000.0, 3);
+    // Other draws of the same: they differ, but not by more than draws do.
+    let same = speed(&first, &of(1000.0, 4));
+    assert!(same.base != same.other && same.base.q1 < same.base.q3, "{same:?}");
+    assert_eq!((same.ratio.verdict, same.words()), (Verdict::WithinNoise, "within noise"));
+    let slower = speed(&first, &of(3000.0, 4));
     assert_eq!((slower.ratio.verdict, slower.words()), (Verdict::Smaller, "worse"));
+}
+
+#[test]
+fn new_failures_are_seen() {
+    let of = |row: Option<u64>, repeats| {
+        let fault = |row| MockFault {
+            row,
+            sample: None,
+            code: "x.y".into(),
+            message: "m".into(),
+            class: FaultClass::Row,
+            attempts: 1,
+        };
+        let options = MockOptions { faults: row.map(fault).into_iter().collect(), ..script() };
+        run(&bench(8, vec![Load::Window], repeats), &[target("a", options, Prices::default())])
+    };
+    let compared = compare(&of(None, 5), &of(Some(3), 5));
+    let failed = compared.metrics.iter().find(|one| one.metric == "failed_share").unwrap();
+    assert_eq!((failed.ratio.ratio, failed.words()), (None, "worse"));
+    let text = compared.markdown();
+    assert!(text.contains("| a | as a run | failed_share | 0 | 0.125 | – | – |"), "{text}");
+    // Also where too few repeats could tell anything else.
+    let text = compare(&of(None, 1), &of(Some(3), 1)).markdown();
+    assert!(text.contains("more rows fail in the second: 1 of 8 instead of 0 of 8"), "{text}");
+    assert!(!compare(&of(Some(3), 1), &of(None, 1)).markdown().contains("more rows fail"));
+}
+
+/// A batch size is a place on an axis, and a bar in a name is no end of a cell.
+#[test]
+fn batch_sizes_have_a_plot() {
+    let series = [1, 4].map(|batch_size| Target {
+        sweep: Some(Sweep { of: "a|b".into(), batch_size }),
+        ..target(&format!("a|b, batch {batch_size}"), script(), Prices::default())
+    });
+    let report = run(&bench(4, vec![Load::Closed { concurrency: 2 }], 1), &series);
+    assert!(html(&report).contains("<figcaption>Rows a second by batch size</figcaption>"));
+    let text = markdown(&report);
+    assert!(text.contains("| a\\|b, batch 4 | 2 in flight |"), "{text}");
+    assert!(text.lines().filter(|line| line.starts_with("| a")).all(|line| !line.contains("a|b")), "{text}");
 }
 
 #[test]

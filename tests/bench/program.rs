@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -63,7 +65,8 @@ fn a_config_file_becomes_four_files() {
     );
     assert!(ended.stderr.contains("24/24 "), "{}", ended.stderr);
     let report = json(&folder.path().join("found.json"));
-    assert_eq!(report["form"], "vgen-bench/1");
+    assert_eq!(report["unfinished"], Value::Null);
+    assert_eq!(report["form"], "vgen-bench/2");
     assert_eq!(report["rows"]["images"], 3);
     assert_eq!(report["sampling"]["temperature"], 0.0);
     assert_eq!(report["cells"].as_array().unwrap().len(), 6);
@@ -88,7 +91,9 @@ fn a_config_file_becomes_four_files() {
     assert_eq!(compared.code, 0, "{}", compared.stderr);
     let slow = compared.stdout.lines().find(|line| line.starts_with("| slow | 1 in flight | rows_per_second")).unwrap();
     // In virtual time the same draws take the same time, to the digit.
-    assert!(slow.contains("1.000 | 1.000 to 1.000") || slow.contains("within noise"), "{slow}");
+    let columns: Vec<&str> = slow.split('|').map(str::trim).collect();
+    assert_eq!((columns[4], columns[6]), (columns[5], "1.000"), "{slow}");
+    assert_eq!(columns[8..10], ["1.000", "within noise"], "{slow}");
     let other = vgen(folder.path(), &["--compare", "found.json", "other.json"]);
     assert!(other.stdout.contains("Note: the rows differ"), "{}", other.stdout);
 }
@@ -123,6 +128,123 @@ fn rows_of_a_file_and_flags_alone() {
     assert_eq!(report["cells"][1]["runs"][0]["cost"], 1.5);
 }
 
+/// The last results stay what they are, and a mistake shows before anything is measured.
+#[test]
+fn results_can_be_written_or_nothing_is_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let measure = |out: &str| {
+        let args = ["--mock", "a", "--workload", "mixed", "--count", "2", "--concurrency", "1", "--repeats", "1"];
+        vgen(folder.path(), &[&args[..], &["--out", out]].concat())
+    };
+    let ended = measure("new/folders/monday");
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let mut files: Vec<_> = fs::read_dir(folder.path().join("new/folders"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    files.sort();
+    assert_eq!(files, ["monday.csv", "monday.html", "monday.json", "monday.md"]);
+    fs::write(folder.path().join("file"), "").unwrap();
+    fs::create_dir(folder.path().join("taken.html")).unwrap();
+    for out in ["file/monday", "taken", "new/", ".."] {
+        let ended = measure(out);
+        assert!(ended.code == 2 && ended.stderr.contains("can't be written"), "{out}: {}", ended.stderr);
+        assert!(!ended.stderr.contains("1/1"), "{out}: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn what_was_measured_is_kept_when_a_later_backend_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let second = "b,service={mean_ms=-1}";
+    let args = ["--mock", "a", "--mock", second, "--one-by-one", "--workload", "mixed", "--count", "2"];
+    let ended = vgen(folder.path(), &[&args[..], &["--concurrency", "1", "--repeats", "2", "--out", "x"]].concat());
+    assert_eq!(ended.code, 2, "{}", ended.stderr);
+    let report = json(&folder.path().join("x.json"));
+    assert_eq!(report["cells"][0]["runs"].as_array().unwrap().len(), 2);
+    let why = report["unfinished"].as_str().unwrap();
+    assert!(why.starts_with("after 2 of 4 readings: ") && ended.stdout.contains("**Not complete: after 2"), "{why}");
+    let compared = vgen(folder.path(), &["--compare", "x.json", "x.json"]);
+    assert!(compared.stdout.contains("Note: the second is not complete: after 2 of 4"), "{}", compared.stdout);
+}
+
+#[test]
+#[cfg(unix)]
+fn an_interrupted_bench_keeps_what_was_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["bench", "--mock", "a,delays_ms=[20]", "--workload", "mixed", "--count", "2", "--concurrency", "1"];
+    let mut child = Command::new(env!("CARGO_BIN_EXE_vgen"))
+        .args(args)
+        .args(["--repeats", "100000", "--out", "x"])
+        .current_dir(folder.path())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let path = folder.path().join("x.json");
+    let begun = Instant::now();
+    // There after the first reading.
+    while !path.exists() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "nothing was kept");
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert!(json(&path)["unfinished"].as_str().unwrap().contains("still goes on"));
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(json(&path)["unfinished"].as_str().unwrap().starts_with("interrupted after "));
+    assert!(folder.path().join("x.html").exists());
+}
+
+#[test]
+fn what_would_change_nothing_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("b.toml");
+    let mock = "[[backend]]\nkind = \"mock\"\n";
+    for (text, message) in [
+        ("[run]\nwindow = 3\n", "[run] window has no effect"),
+        ("[output]\npath = \"x\"\n", "[output] path has no effect"),
+        ("[task]\nnum_generations = 2\n", "[task] num_generations has no effect"),
+        ("[task]\nsystem_prompt = \"x\"\n", "[task] system_prompt has no effect on rows that are drawn"),
+        ("[bench]\nworkload = \"mixed\"\n[input]\npath = \"x\"\n", "[input] path has no effect"),
+        ("[input]\nskip = 2\n", "[input] skip has no effect"),
+        ("[bench]\nmeasure_peaks = true\n", "there is none"),
+        ("[bench]\nmeasure_peaks = true\npeak_flops = 1.0\n", "exclude each other"),
+    ] {
+        fs::write(&path, format!("{text}{mock}")).unwrap();
+        let ended = vgen(folder.path(), &["b.toml"]);
+        assert!(ended.code == 2 && ended.stderr.contains(message), "{text}: {}", ended.stderr);
+    }
+    fs::write(&path, "[[backend]]\nkind = \"local\"\nmodel = \"m\"\nbatch_size = 2\nbatch_sizes = [1]\n").unwrap();
+    let ended = vgen(folder.path(), &["b.toml"]);
+    assert!(ended.code == 2 && ended.stderr.contains("exclude each other"), "{}", ended.stderr);
+}
+
+/// As --input of a run: each request has its own messages and parameters.
+#[test]
+fn rows_may_be_requests_of_a_batch_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = |id: u32, more: &str| {
+        let messages = format!("[{{\"role\": \"user\", \"content\": \"question {id}\"}}]");
+        let url = "\"method\": \"POST\", \"url\": \"/v1/chat/completions\"";
+        format!("{{\"custom_id\": \"{id}\", {url}, \"body\": {{\"model\": \"m\", \"messages\": {messages}{more}}}}}\n")
+    };
+    let rows = [line(0, ""), line(1, ", \"top_p\": 0.5"), line(2, ", \"n\": 2")].concat();
+    fs::write(folder.path().join("rows.jsonl"), rows).unwrap();
+    let measure = |backend: &str, out: &str| {
+        let args = ["--rows", "rows.jsonl", "--window", "--repeats", "1", "--warmup", "0", "--out", out];
+        vgen(folder.path(), &[&["--mock", backend][..], &args].concat())
+    };
+    let ended = measure("a,answer=\"{prompt}\"", "x");
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let report = json(&folder.path().join("x.json"));
+    // The third asks for two answers.
+    assert_eq!((&report["rows"]["rows"], &report["rows"]["left_out"]["batch.request"]), (&2.into(), &1.into()));
+    assert_eq!(report["cells"][0]["runs"][0]["output_tokens"], 4, "question 0, question 1");
+    let ended = measure("a,refuse=[\"top_p\"]", "y");
+    assert!(ended.code == 2 && ended.stderr.contains("row 1: the mock backend can't honour top_p"), "{}", ended.stderr);
+}
+
 #[test]
 fn mistakes_are_named() {
     let folder = tempfile::tempdir().unwrap();
@@ -133,6 +255,13 @@ fn mistakes_are_named() {
         (&["--mock", "a,answer"], 2, "has no value"),
         (&["--mock", "a", "--concurrency", "0"], 2, "can't be"),
         (&["--mock", "a,refuse=[\"ignore_eos\"]", "--output-tokens", "4"], 2, "ignore_eos"),
+        (&["--mock", "a,prices=1,prices.per_hour=2"], 2, "prices is a value"),
+        (&["--mock", "a,service={mean_ms=1e300}"], 2, "a mean below 0 or above 1e12"),
+        (&["--mock", "a", "--rates", "1e-19"], 2, "can't be"),
+        (&["--mock", "a", "--concurrency", "2,2"], 2, "asked for twice"),
+        (&["--mock", "a", "--batch-sizes", "2"], 2, "there is none"),
+        (&["--demo", "--batch-sizes", "2"], 2, "cannot be used with"),
+        (&["--mock", "a", "--peak-flops", "1e9"], 2, "there is none"),
         (&["--local", "no-such-folder/x", "--concurrency", "1"], 4, ""),
         (&["--compare", "a.json", "b.json"], 3, "a.json can't be read"),
         (&[], 2, "required"),
@@ -140,6 +269,9 @@ fn mistakes_are_named() {
         let ended = vgen(folder.path(), args);
         assert_eq!((ended.code, ended.stderr.contains(message)), (code, true), "{args:?}: {}", ended.stderr);
     }
+    fs::write(folder.path().join("a.json"), "{\"form\": \"vgen-bench/1\"}").unwrap();
+    let ended = vgen(folder.path(), &["--compare", "a.json", "a.json"]);
+    assert!(ended.code == 3 && ended.stderr.contains("it has the form \"vgen-bench/1\""), "{}", ended.stderr);
     fs::write(folder.path().join("b.toml"), "[bench]\nrepeat = 3\n[[backend]]\nkind = \"mock\"\n").unwrap();
     let ended = vgen(folder.path(), &["b.toml"]);
     assert!(ended.code == 2 && ended.stderr.contains("repeat"), "{}", ended.stderr);
@@ -169,6 +301,24 @@ fn failed_rows_are_in_the_exit_code() {
 }
 
 #[test]
+fn batch_sizes_are_measured_one_by_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["--local", "vgen/shapes", "--batch-sizes", "1,2", "--workload", "one-tile", "--count", "2"];
+    let more = ["--concurrency", "2", "--repeats", "1", "--output-tokens", "2", "--one-by-one", "--out", "x"];
+    let ended = vgen(folder.path(), &[&args[..], &more].concat());
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let report = json(&folder.path().join("x.json"));
+    let targets = report["targets"].as_array().unwrap();
+    for (target, batch) in targets.iter().zip([1, 2]) {
+        assert_eq!(target["name"], format!("local, batch {batch}"));
+        assert_eq!(target["settings"]["batch_size"], batch);
+        assert_eq!(target["sweep"], serde_json::json!({"of": "local", "batch_size": batch}));
+    }
+    assert_eq!((&report["interleaved"], &report["agreement"][0]["exact"]), (&false.into(), &2.into()));
+    assert!(fs::read_to_string(folder.path().join("x.html")).unwrap().contains("by batch size"));
+}
+
+#[test]
 fn the_demo_compares_the_model_with_itself_behind_a_server() {
     let folder = tempfile::tempdir().unwrap();
     let args = ["--demo", "--repeats", "1", "--concurrency", "4", "--output-tokens", "6", "--warmup", "1"];
@@ -178,7 +328,13 @@ fn the_demo_compares_the_model_with_itself_behind_a_server() {
     let agreement = &report["agreement"][0];
     assert_eq!(agreement["compared"], 14);
     assert_eq!(agreement["exact"], agreement["compared"], "{agreement:#}");
+    assert_eq!(agreement["counted_in"], "words", "nothing differs that could be counted");
     let local = &report["cells"][0]["summary"];
+    // Parts of the time of one thread. It waits while this program makes requests, so a little of it is idle.
+    let shares = ["encode", "prefill", "decode", "sample", "wait"]
+        .map(|stage| local[&format!("{stage}_share")]["median"].as_f64().unwrap());
+    let sum: f64 = shares.iter().sum();
+    assert!(sum > 0.5 && sum < 1.02, "{shares:?}");
     for metric in
         ["ttft_p50", "tpot_p50", "itl_p50", "encode_share", "decode_share", "cross_kv_bytes", "images_encoded"]
     {

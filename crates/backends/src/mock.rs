@@ -123,7 +123,7 @@ pub enum MockError {
     #[error("the mock's window is 0")]
     Window,
     /// No server, or a time of service that is no time.
-    #[error("the mock's service has no server, or a mean below 0")]
+    #[error("the mock's service has no server, or a mean below 0 or above 1e12")]
     Service,
     /// The script refuses the parameter.
     #[error("the mock backend can't honour {0}")]
@@ -137,7 +137,9 @@ impl From<MockError> for Fault {
             MockError::Placeholder(_) => fault("config.mock_answer")
                 .with_hint("known are {row}, {sample}, {prompt} and {images}; write {{ and }} for braces"),
             MockError::Window => fault("config.mock_window").with_hint("set it to at least 1"),
-            MockError::Service => fault("config.mock_service").with_hint("set servers and mean_ms to at least 1 and 0"),
+            MockError::Service => {
+                fault("config.mock_service").with_hint("set servers to at least 1 and mean_ms to 0 up to 1e12")
+            }
             MockError::Refused(_) => fault("sampling.unsupported").with_hint("leave the parameter out"),
         }
     }
@@ -467,6 +469,15 @@ mod tests {
         for answer in ["{rwo}", "{row", "a } b"] {
             let options = MockOptions { answer: answer.into(), ..MockOptions::default() };
             assert!(matches!(MockBackend::new(options), Err(MockError::Placeholder(_))), "{answer}");
+        }
+    }
+
+    #[test]
+    fn services_that_cannot_be_are_refused() {
+        for (mean_ms, servers) in [(1.0, 0), (-1.0, 1), (f64::NAN, 1), (1e300, 1)] {
+            let service = MockService { distribution: Distribution::Fixed, mean_ms, servers, seed: 0 };
+            let options = MockOptions { service: Some(service), ..MockOptions::default() };
+            assert!(matches!(MockBackend::new(options), Err(MockError::Service)), "{mean_ms}, {servers}");
         }
     }
 

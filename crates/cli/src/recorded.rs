@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use vgen_run::record::SettingRecord;
 
 use crate::keys::{self, KEYS};
@@ -65,8 +66,28 @@ const FREE: [&str; 52] = [
 ];
 /// As [`FREE`], by the beginning of the key.
 const FREE_PREFIX: &str = "backend.spend_";
-/// May hold secrets: their values stay out of the record.
-const SECRET: [&str; 2] = ["backend.api_key", "backend.headers"];
+/// May hold secrets: their values stay out of what is written.
+const SECRET: [&str; 3] = ["backend.api_key", "backend.headers", "backend.extra_body"];
+/// Stands for them.
+const HIDDEN: &str = "<not recorded>";
+
+/// A value as others may see it: without secrets, be it as a whole or in the query of an address.
+pub(crate) fn shown(table: &str, name: &str, value: &Value) -> Value {
+    if SECRET.contains(&format!("{table}.{name}").as_str()) {
+        return Value::from(HIDDEN);
+    }
+    match (name.ends_with("_url"), value.as_str().and_then(|url| url.split_once('?'))) {
+        (true, Some((address, _))) => Value::from(format!("{address}?{HIDDEN}")),
+        _ => value.clone(),
+    }
+}
+
+/// A value that only tells whether it is the same.
+fn digest(value: &Value) -> Value {
+    let digest = Sha256::digest(value.to_string().as_bytes());
+    let digits: Vec<String> = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    Value::from(format!("sha256:{}", digits.concat()))
+}
 
 /// The configuration in the words of the run record.
 #[derive(Clone, Debug, Default)]
@@ -88,11 +109,13 @@ impl Recorded {
                 None => (default(key.default), "default".to_owned()),
             };
             let free = FREE.contains(&name.as_str()) || name.starts_with(FREE_PREFIX);
+            let shown = shown(key.table, key.name, &value);
             if !free && !is_open(&value) {
-                recorded.fingerprint.insert(name.clone(), value.clone());
+                let hidden = shown != value && value != default(key.default);
+                let kept = if hidden { digest(&value) } else { value };
+                recorded.fingerprint.insert(name.clone(), kept);
             }
-            let value = if SECRET.contains(&name.as_str()) { Value::from("<not recorded>") } else { value };
-            recorded.config.insert(name, SettingRecord { value, origin });
+            recorded.config.insert(name, SettingRecord { value: shown, origin });
         }
         // A schema is its content, whatever file it is in.
         if let Ok(Some(path)) = settings.path("sampling", "json_schema")

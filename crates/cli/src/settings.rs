@@ -65,6 +65,11 @@ impl Settings {
         self.entries.remove(&(table.to_owned(), name.to_owned()));
     }
 
+    /// Forgets all values of a table.
+    pub(crate) fn unset_table(&mut self, table: &str) {
+        self.entries.retain(|(its, _), _| its != table);
+    }
+
     /// Lays another layer over this one. A backend of another kind replaces the whole table.
     pub(crate) fn overlay(&mut self, over: Settings) {
         let kind = |settings: &Settings| settings.get("backend", "kind").map(|setting| setting.value.clone());

@@ -268,6 +268,14 @@ impl Frontend {
         self.0.fits(prompt.ids.len())?;
         Ok(prompt.ids.len() as u64)
     }
+
+    /// The tokens of a text as it stands, without any around it.
+    ///
+    /// # Errors
+    /// `tokenizer.failed`
+    pub fn text_tokens(&self, text: &str) -> Result<Vec<u32>, Fault> {
+        Ok(self.0.preprocessor.tokenizer().encode_plain(text)?)
+    }
 }
 
 fn stop(mut fault: Fault) -> Fault {

@@ -114,12 +114,12 @@ impl Engine {
     /// Takes new rows; waits for one if there is nothing to do.
     fn receive(&mut self) {
         if self.active.is_empty() && self.waiting.is_empty() && !self.closed {
-            let start = Instant::now();
+            self.stats.begin_wait();
             match self.jobs.take(true) {
                 Taken::Job(job) => self.waiting.push_back(*job),
                 Taken::Nothing | Taken::Closed => self.closed = true,
             }
-            add(&self.stats.wait, start.elapsed().as_nanos() as u64);
+            self.stats.end_wait();
         }
         // Not more than soon needed: the queue's bound holds back those who prepare images.
         while !self.closed && self.waiting.len() < self.batch_size {
@@ -243,12 +243,21 @@ impl Engine {
             };
             add(&self.stats.images_encoded, encoded.len() as u64);
             add(&self.stats.tiles_encoded, encoded.iter().map(|(image, _)| image.tiles() as u64).sum());
+            let computed = || encoded.iter().map(|(image, _)| self.computed_tiles(image));
+            add(&self.stats.tiles_computed, computed().sum());
+            add(&self.stats.tile_pairs_computed, computed().map(|tiles| tiles * tiles).sum());
             add(&self.stats.cross_kv_bytes, encoded.iter().map(|(_, kv)| kv.bytes()).sum());
             for (image, kv) in encoded {
                 self.cache.insert(image.digest, kv);
             }
         }
         add(&self.stats.encode, start.elapsed().as_nanos() as u64);
+    }
+
+    /// Tiles of an image that are computed: its own, and one that stands for all empty ones.
+    fn computed_tiles(&self, image: &PixelTiles) -> u64 {
+        let most = self.model.config().vision.as_ref().map_or(0, |vision| vision.max_num_tiles);
+        (image.tiles() + 1).min(most) as u64
     }
 
     fn activate(&mut self, job: Job, encode: f64) -> Result<ActiveRow, Box<(Job, Fault)>> {

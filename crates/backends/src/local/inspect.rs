@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::path::Path;
 
 use vgen_core::Fault;
-use vgen_mllama::{Checkpoint, Config, Weights, hub};
+use vgen_mllama::{Checkpoint, Config, Device, Weights, hub};
 use vgen_task::image::MllamaImageProcessor;
 
 use super::{LocalOptions, MemoryPlan, ModelSource, Precision, Work};
@@ -20,6 +20,8 @@ pub struct Inspected {
     pub processor: Option<MllamaImageProcessor>,
     /// The device, in words.
     pub device: String,
+    /// Whether that is this machine's processor.
+    pub is_cpu: bool,
     /// The types of the computation, in words.
     pub dtype: String,
     /// Bytes that are free now, where that is known.
@@ -54,6 +56,7 @@ pub fn inspect(options: &LocalOptions) -> Result<Inspected, Fault> {
         work: Work::new(&config, &precision, &stored),
         config,
         processor,
+        is_cpu: matches!(device.device, Device::Cpu),
         device: device.description,
         dtype: precision.to_string(),
         free,

@@ -1,7 +1,8 @@
 //! [`EngineStats`]: what an engine did and where its time went.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,18 +14,28 @@ pub struct EngineStats {
     pub(crate) prefill: AtomicU64,
     pub(crate) decode: AtomicU64,
     pub(crate) sample: AtomicU64,
-    pub(crate) wait: AtomicU64,
+    pub(crate) wait: Mutex<Wait>,
     pub(crate) rows: AtomicU64,
     pub(crate) prompt_tokens: AtomicU64,
     pub(crate) shared_prompt_tokens: AtomicU64,
     pub(crate) generated_tokens: AtomicU64,
     pub(crate) images_encoded: AtomicU64,
     pub(crate) tiles_encoded: AtomicU64,
+    pub(crate) tiles_computed: AtomicU64,
+    pub(crate) tile_pairs_computed: AtomicU64,
     pub(crate) images_reused: AtomicU64,
     pub(crate) cross_kv_bytes: AtomicU64,
     pub(crate) steps: AtomicU64,
     pub(crate) decode_steps: AtomicU64,
     pub(crate) copies_to_host: AtomicU64,
+}
+
+/// The engine's time without anything to do.
+#[derive(Debug, Default)]
+pub(crate) struct Wait {
+    past: Duration,
+    /// When the wait began that goes on now.
+    since: Option<Instant>,
 }
 
 /// [`EngineStats`] at a moment. All but preparation, which runs beside it, is time of the engine's one thread.
@@ -55,6 +66,10 @@ pub struct EngineReport {
     pub images_encoded: u64,
     /// Their tiles.
     pub tiles_encoded: u64,
+    /// The tiles that were computed for them: empty ones are all the same, so one stands for them.
+    pub tiles_computed: u64,
+    /// Pairs of the tiles that were computed for an image, which see each other; a tile with itself is one.
+    pub tile_pairs_computed: u64,
     /// Images that were encoded for an earlier row.
     pub images_reused: u64,
     /// Bytes of keys and values that were made for images.
@@ -78,13 +93,15 @@ impl EngineStats {
             prefill_seconds: seconds(&self.prefill),
             decode_seconds: seconds(&self.decode),
             sample_seconds: seconds(&self.sample),
-            wait_seconds: seconds(&self.wait),
+            wait_seconds: self.waited().as_secs_f64(),
             rows: count(&self.rows),
             prompt_tokens: count(&self.prompt_tokens),
             shared_prompt_tokens: count(&self.shared_prompt_tokens),
             generated_tokens: count(&self.generated_tokens),
             images_encoded: count(&self.images_encoded),
             tiles_encoded: count(&self.tiles_encoded),
+            tiles_computed: count(&self.tiles_computed),
+            tile_pairs_computed: count(&self.tile_pairs_computed),
             images_reused: count(&self.images_reused),
             cross_kv_bytes: count(&self.cross_kv_bytes),
             steps: count(&self.steps),
@@ -92,8 +109,50 @@ impl EngineStats {
             copies_to_host: count(&self.copies_to_host),
         }
     }
+
+    /// The engine has nothing to do from now on.
+    pub(crate) fn begin_wait(&self) {
+        self.wait_lock().since = Some(Instant::now());
+    }
+
+    /// It has something to do again.
+    pub(crate) fn end_wait(&self) {
+        let mut wait = self.wait_lock();
+        let now = wait.since.take().map_or(Duration::ZERO, |since| since.elapsed());
+        wait.past += now;
+    }
+
+    /// All of it, what goes on now included.
+    fn waited(&self) -> Duration {
+        let wait = self.wait_lock();
+        wait.past + wait.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    fn wait_lock(&self) -> MutexGuard<'_, Wait> {
+        self.wait.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 pub(crate) fn add(counter: &AtomicU64, value: u64) {
     counter.fetch_add(value, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever looks twice sees the time between the two looks, and no earlier one.
+    #[test]
+    fn a_wait_counts_while_it_goes_on() {
+        const LONG: Duration = Duration::from_millis(200);
+        let stats = EngineStats::default();
+        stats.begin_wait();
+        std::thread::sleep(LONG);
+        let before = stats.report().wait_seconds;
+        assert!(before >= LONG.as_secs_f64());
+        stats.end_wait();
+        let gained = stats.report().wait_seconds - before;
+        assert!(gained < LONG.as_secs_f64() / 2.0, "{gained}");
+        assert_eq!(stats.report().wait_seconds, before + gained, "it is over");
+    }
 }

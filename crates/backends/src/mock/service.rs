@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::local::RandomStream;
 
+/// The longest mean in milliseconds, about 30 years: no drawn time is longer than a clock can wait for.
+const LONGEST_MS: f64 = 1e12;
+
 /// Servers with one queue, first come, first served. With exponential times and Poisson arrivals they are the queue
 /// M/M/c, whose waiting times are known exactly.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,6 +53,6 @@ impl MockService {
 
     /// Whether it can be played.
     pub(super) fn is_possible(&self) -> bool {
-        self.servers > 0 && self.mean_ms.is_finite() && self.mean_ms >= 0.0
+        self.servers > 0 && (0.0..=LONGEST_MS).contains(&self.mean_ms)
     }
 }

@@ -100,7 +100,9 @@ pub struct RemoteStats {
     pub answered: u64,
     /// Those of them that repeated a failed one.
     pub retries: u64,
-    /// Those of them that the server was too busy for.
+    /// Those of them that were answered 429: the server limits the rate.
+    pub rate_limits: u64,
+    /// Those of them that the server was too busy for: 429, 503 and the like.
     pub overloads: u64,
     /// Tokens of prompts, where the server counted.
     pub input_tokens: u64,
@@ -116,6 +118,7 @@ pub(super) struct Counters {
     pub(super) requests: AtomicU64,
     pub(super) answered: AtomicU64,
     pub(super) retries: AtomicU64,
+    pub(super) rate_limits: AtomicU64,
     pub(super) overloads: AtomicU64,
     pub(super) input_tokens: AtomicU64,
     pub(super) output_tokens: AtomicU64,
@@ -191,6 +194,7 @@ impl RemoteBackend {
             requests: read(&counters.requests),
             answered: read(&counters.answered),
             retries: read(&counters.retries),
+            rate_limits: read(&counters.rate_limits),
             overloads: read(&counters.overloads),
             input_tokens: read(&counters.input_tokens),
             output_tokens: read(&counters.output_tokens),

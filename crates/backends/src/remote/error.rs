@@ -222,6 +222,11 @@ impl RemoteError {
         }
     }
 
+    /// Whether it says that requests come too fast.
+    pub(super) fn is_rate_limit(&self) -> bool {
+        matches!(self, Self::Status { status: 429, .. })
+    }
+
     /// How long the server asks to wait.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {

@@ -298,6 +298,9 @@ impl Row<'_> {
                 slot.succeeded(Some(tokens as f64));
             }
             Err(error) => {
+                if error.is_rate_limit() {
+                    shared.counters.rate_limits.fetch_add(1, Ordering::Relaxed);
+                }
                 if error.is_overload() {
                     shared.counters.overloads.fetch_add(1, Ordering::Relaxed);
                 }

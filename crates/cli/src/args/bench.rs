@@ -46,7 +46,7 @@ pub(crate) struct BackendFlags {
     #[arg(long, value_name = "NAME[,KEY=VALUE]")]
     pub(crate) mock: Vec<String>,
     /// Open each local backend once for each of these batch sizes, separated by commas.
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with = "demo")]
     pub(crate) batch_sizes: Vec<usize>,
     /// Bytes a second that the device reads from memory, for the share of it that is reached: 60e9.
     #[arg(long, value_name = "N", conflicts_with = "measure_peaks")]
@@ -54,7 +54,7 @@ pub(crate) struct BackendFlags {
     /// Operations a second that the device does, for the share of it that is reached: 1e12.
     #[arg(long, value_name = "N", conflicts_with = "measure_peaks")]
     pub(crate) peak_flops: Option<f64>,
-    /// Measure both, in a second, on this machine's processor.
+    /// Measure both, in a second, on this machine's processor, for local backends that compute on it.
     #[arg(long)]
     pub(crate) measure_peaks: bool,
 }
@@ -62,7 +62,8 @@ pub(crate) struct BackendFlags {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Rows")]
 pub(crate) struct BenchRows {
-    /// Ask about the rows of this file, as --input of a run. Every reading asks about the same rows.
+    /// Ask about the rows of this file, as --input of a run, the requests of an OpenAI batch file included. Every reading
+    /// asks about the same rows.
     #[arg(long, value_name = "FILE", conflicts_with = "workload")]
     pub(crate) rows: Option<PathBuf>,
     /// Draw rows: one-tile, four-tiles, strips, mixed-ratios, one-image (with 16 questions), mixed (every other row
@@ -76,7 +77,8 @@ pub(crate) struct BenchRows {
     /// 128].
     #[arg(long, value_name = "N")]
     pub(crate) output_tokens: Option<u32>,
-    /// Of rows, arrivals and answers [default: 0].
+    /// Of drawn rows and arrivals [default: 0], and where it is given of answers: else these have [sampling] seed, or the
+    /// backend's own.
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
 }
@@ -88,7 +90,8 @@ pub(crate) struct Readings {
     /// [default: 1,4,16].
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) concurrency: Vec<usize>,
-    /// So many requests a second on average, at random moments, whatever is answered; several separated by commas.
+    /// So many requests a second on average, at random moments, whatever is answered; several separated by commas. Times
+    /// count from the moment that a request is due.
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) rates: Vec<f64>,
     /// As many in flight as keep the backend busy, by its own word: as a run does it.
@@ -103,7 +106,8 @@ pub(crate) struct Readings {
     /// Measure one backend after the other, each opened alone, instead of in turns.
     #[arg(long)]
     pub(crate) one_by_one: bool,
-    /// Write the results to NAME.json, NAME.md, NAME.csv and NAME.html [default: vgen-bench- and the time].
+    /// Write the results to NAME.json, NAME.md, NAME.csv and NAME.html [default: vgen-bench- and the time]. The JSON is
+    /// written after each reading; the folder is made.
     #[arg(long, short, value_name = "NAME")]
     pub(crate) out: Option<PathBuf>,
     /// Replace results that are there.

@@ -40,16 +40,13 @@ impl Clock {
         }
     }
 
-    /// Waits for something to be sent, but not beyond `until`.
-    pub(super) fn wait<T>(&self, receiver: &Receiver<T>, until: Option<f64>) -> Waited<T> {
+    /// Waits for something to be sent, but not beyond `until`. In real time also not for more than `longest` seconds:
+    /// others may want to be looked at meanwhile.
+    pub(super) fn wait<T>(&self, receiver: &Receiver<T>, until: Option<f64>, longest: f64) -> Waited<T> {
         match self {
-            Self::Real(start) => {
-                let received = match until {
-                    Some(until) => {
-                        receiver.recv_deadline(*start + Duration::try_from_secs_f64(until).unwrap_or_default())
-                    }
-                    None => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                };
+            Self::Real(_) => {
+                let left = until.map_or(longest, |until| (until - self.now()).clamp(0.0, longest));
+                let received = receiver.recv_timeout(Duration::try_from_secs_f64(left).unwrap_or_default());
                 match received {
                     Ok(sent) => Waited::Came(sent),
                     Err(RecvTimeoutError::Timeout) => Waited::Due,

@@ -5,10 +5,13 @@ use std::fmt::Write;
 use serde::{Deserialize, Serialize};
 
 use super::load::Load;
-use super::markdown::number;
+use super::markdown::{cell, number};
 use super::metrics::{Better, KNOWN};
 use super::report::{Cell, Report};
-use super::statistics::{Ratio, SIGNIFICANCE, Spread, Verdict};
+use super::statistics::{MOST_EXACT, Ratio, SIGNIFICANCE, Spread, Verdict};
+
+/// Between the names of two backends.
+const ARROW: &str = " → ";
 
 /// What is left out of a comparison unless it changed beyond noise.
 const ALWAYS_SHOWN: [&str; 8] = [
@@ -63,6 +66,14 @@ pub fn compare(base: &Report, other: &Report) -> Comparison {
         }
     }
     let mut notes = Vec::new();
+    for (which, report) in [("first", base), ("second", other)] {
+        notes.extend(report.unfinished.as_ref().map(|why| format!("the {which} is not complete: {why}")));
+    }
+    for a in &base.cells {
+        for b in other.cells.iter().filter(|b| b.load == a.load && same_target(a, b)) {
+            notes.extend(new_failures(a, b));
+        }
+    }
     if base.rows.digest != other.rows.digest {
         notes.push("the rows differ".to_owned());
     }
@@ -78,12 +89,23 @@ pub fn compare(base: &Report, other: &Report) -> Comparison {
     Comparison { metrics, notes }
 }
 
+/// Failures are too grave to be noise: a row in one reading of many moves no median.
+fn new_failures(a: &Cell, b: &Cell) -> Option<String> {
+    let count = |cell: &Cell| cell.runs.iter().fold((0, 0), |sum, run| (sum.0 + run.failed, sum.1 + run.rows));
+    let ((before, of), (now, of_now)) = (count(a), count(b));
+    let share = |failed: u64, of: u64| failed as f64 / of.max(1) as f64;
+    (share(now, of_now) > share(before, of)).then(|| {
+        let (target, load) = (&b.target, b.load);
+        format!("more rows fail in the second: {now} of {of_now} instead of {before} of {of} ({target}, {load})")
+    })
+}
+
 /// Every metric of two cells.
 pub(super) fn cells((base, a): (&Report, &Cell), (other, b): (&Report, &Cell)) -> Vec<Compared> {
     let compared = KNOWN.iter().zip(super::metrics::described()).filter_map(|(known, metric)| {
         let (first, second) = (base.readings(a, known), other.readings(b, known));
         Some(Compared {
-            target: if a.target == b.target { a.target.clone() } else { format!("{} → {}", a.target, b.target) },
+            target: if a.target == b.target { a.target.clone() } else { format!("{}{ARROW}{}", a.target, b.target) },
             load: a.load,
             metric: metric.name,
             unit: metric.unit,
@@ -109,6 +131,11 @@ impl Compared {
         }
     }
 
+    /// The second's backend, where the names differ.
+    pub(super) fn second(&self) -> &str {
+        self.target.split(ARROW).last().unwrap_or_default()
+    }
+
     fn is_shown(&self) -> bool {
         let told = matches!(self.ratio.verdict, Verdict::Larger | Verdict::Smaller);
         ALWAYS_SHOWN.contains(&self.metric.as_str()) || (told && self.better != Better::Neither)
@@ -127,15 +154,14 @@ impl Comparison {
             // Writing to a string can't fail.
             let _ = writeln!(
                 text,
-                "| {} | {} | {}{unit} | {} | {} | {:.3} | {:.3} to {:.3} | {:.3} | {} |",
-                one.target,
+                "| {} | {} | {}{unit} | {} | {} | {} | {} | {:.3} | {} |",
+                cell(&one.target),
                 one.load,
                 one.metric,
                 number(one.base.median),
                 number(one.other.median),
-                one.ratio.ratio,
-                one.ratio.low,
-                one.ratio.high,
+                one.ratio.in_words(),
+                one.ratio.interval(),
                 one.ratio.p,
                 one.words(),
             );
@@ -152,6 +178,6 @@ impl Comparison {
 pub(super) fn how() -> String {
     format!(
         "Medians over repeats; the interval is a bootstrap of their ratio; \"within noise\" is p ≥ {SIGNIFICANCE} of \
-         Mann-Whitney's U over the repeats (exact, two-sided)."
+         Mann-Whitney's U over the repeats (two-sided; exact for up to {MOST_EXACT} repeats)."
     )
 }

@@ -3,17 +3,23 @@
 use std::sync::Arc;
 
 use crossbeam_channel::{Sender, unbounded};
-use vgen_core::{Backend, Fault, Reply, Request, Response, SamplingParams};
+use vgen_core::{Backend, CancelToken, Fault, FaultClass, Reply, Request, Response, SamplingParams};
 
 use super::clock::{Clock, Waited};
 use super::load::{Load, arrivals};
 use super::rows::BenchRow;
+
+/// How often a wait looks whether the bench was stopped.
+const TICK: f64 = 0.025;
 
 /// What became of a request. Times in seconds since the reading began.
 #[derive(Debug)]
 pub(super) struct Observed {
     /// Which of the rows.
     pub(super) at: usize,
+    /// When it was to be sent: in an open loop its random moment, else when its place was free.
+    pub(super) due: f64,
+    /// When it was sent.
     pub(super) sent: f64,
     /// When pieces of the answer came.
     pub(super) pieces: Vec<f64>,
@@ -33,10 +39,12 @@ pub(super) struct Reading {
 struct Watch {
     at: usize,
     began: f64,
+    due: f64,
     sent: f64,
     pieces: Vec<f64>,
     clock: Clock,
-    answers: Sender<Observed>,
+    /// Until it is told what came; `None` is told if nothing does.
+    answers: Option<Sender<Option<Observed>>>,
 }
 
 impl Reply for Watch {
@@ -46,11 +54,21 @@ impl Reply for Watch {
         }
     }
 
-    fn done(self: Box<Self>, result: Result<Response, Fault>) {
+    fn done(mut self: Box<Self>, result: Result<Response, Fault>) {
         let ended = self.clock.now() - self.began;
-        let Self { at, sent, pieces, answers, .. } = *self;
-        // Nobody listens any more after a fault that ended the reading.
-        let _ = answers.send(Observed { at, sent, pieces, ended, result });
+        let pieces = std::mem::take(&mut self.pieces);
+        if let Some(answers) = self.answers.take() {
+            // Nobody listens any more after a fault that ended the reading.
+            let _ = answers.send(Some(Observed { at: self.at, due: self.due, sent: self.sent, pieces, ended, result }));
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Some(answers) = self.answers.take() {
+            let _ = answers.send(None);
+        }
     }
 }
 
@@ -60,25 +78,34 @@ pub(super) struct Asked<'a> {
     /// Of the arrivals of an open loop: the bench's seed and the draw.
     pub(super) seed: u64,
     pub(super) draw: u64,
+    /// Ends the reading early.
+    pub(super) stop: &'a CancelToken,
 }
 
-/// Sends all rows.
+/// Sends all rows. `None` if the bench was stopped before all were answered.
 ///
 /// # Errors
-/// `bench.lost` if the backend never answers; a fault of an answer is that row's.
+/// `bench.lost` if the backend gives a request up without an answer; a fault that stops a run. Other faults of answers are
+/// the rows'.
 pub(super) fn drive(
     backend: &Arc<dyn Backend>,
     clock: &Clock,
     rows: &[BenchRow],
-    load: Load,
+    (load, window): (Load, usize),
     asked: &Asked<'_>,
-) -> Result<Reading, Fault> {
+) -> Result<Option<Reading>, Fault> {
+    // Whatever ends the reading gives up what is in flight.
+    let flight = Flight(CancelToken::default());
     let (answers, coming) = unbounded();
     let began = clock.now();
-    let send = |at: usize| {
-        let request = Request::new(rows[at].number, rows[at].messages.clone(), asked.sampling.clone());
+    let send = |at: usize, due: Option<f64>| {
+        let sampling = rows[at].sampling.as_deref().unwrap_or(asked.sampling).clone();
+        let request = Request::new(rows[at].number, rows[at].messages.clone(), sampling);
+        let request = Request { cancel: flight.0.clone(), ..request };
         let sent = clock.now() - began;
-        let watch = Watch { at, began, sent, pieces: Vec::new(), clock: clock.clone(), answers: answers.clone() };
+        let due = due.map_or(sent, |due| due - began);
+        let answers = Some(answers.clone());
+        let watch = Watch { at, began, due, sent, pieces: Vec::new(), clock: clock.clone(), answers };
         backend.submit(request, Box::new(watch));
     };
     // Moments of the clock, so that one which is waited for has come when the clock says so.
@@ -88,30 +115,54 @@ pub(super) fn drive(
     };
     let limit = match load {
         Load::Closed { concurrency } => concurrency,
-        Load::Window => backend.window(),
+        Load::Window => window,
         Load::Open { .. } => usize::MAX,
     };
+    let lost = || Fault::stop("bench.lost", "the backend left requests without an answer");
     let mut observed: Vec<Option<Observed>> = rows.iter().map(|_| None).collect();
     let (mut sent, mut ended) = (0, 0);
     while ended < rows.len() {
-        let now = clock.now();
-        while sent < rows.len() && sent - ended < limit && due.get(sent).is_none_or(|due| *due <= now) {
-            send(sent);
+        if asked.stop.is_cancelled() {
+            return Ok(None);
+        }
+        while sent < rows.len() && sent - ended < limit && due.get(sent).is_none_or(|due| *due <= clock.now()) {
+            send(sent, due.get(sent).copied());
             sent += 1;
         }
-        match clock.wait(&coming, due.get(sent).copied()) {
-            Waited::Came(answer) => {
-                ended += 1;
+        match clock.wait(&coming, due.get(sent).copied(), TICK) {
+            Waited::Came(Some(answer)) => {
+                // Then no other row could be answered either.
+                match fault(&answer.result) {
+                    Some(fault) if matches!(fault.class, FaultClass::Stop | FaultClass::Drain) => {
+                        return Err(fault.clone());
+                    }
+                    _ => ended += 1,
+                }
                 let at = answer.at;
                 observed[at] = Some(answer);
             }
             Waited::Due => {}
-            Waited::Never => {
-                return Err(Fault::stop("bench.lost", "the backend left requests without an answer"));
-            }
+            Waited::Came(None) | Waited::Never => return Err(lost()),
         }
     }
     let observed: Vec<Observed> = observed.into_iter().flatten().collect();
     let seconds = observed.iter().map(|one| one.ended).fold(0.0, f64::max);
-    Ok(Reading { seconds, observed })
+    Ok(Some(Reading { seconds, observed }))
+}
+
+/// The requests of a reading. What is still in flight when it ends is given up.
+struct Flight(CancelToken);
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// What is wrong with a request's answer.
+pub(super) fn fault(result: &Result<Response, Fault>) -> Option<&Fault> {
+    match result {
+        Err(fault) => Some(fault),
+        Ok(response) => response.generations.first().and_then(|generation| generation.as_ref().err()),
+    }
 }

@@ -1,6 +1,7 @@
 //! Energy of the processor by its own counters (RAPL), energy and memory of NVIDIA devices by nvidia-smi, where these
 //! can be read.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -45,23 +46,24 @@ impl Energy {
 
     pub(super) fn end(self) -> Spent {
         let joules = self.packages.and_then(|packages| packages.iter().map(Package::joules).sum::<Result<f64, _>>());
-        let host = match joules {
-            Ok(joules) => Told { value: Some(joules), source: "RAPL, all processor packages".to_owned() },
-            Err(reason) => not_readable(reason),
+        let host = told(joules, "RAPL, all processor packages");
+        let (joules, bytes) = match self.devices {
+            Ok(devices) => devices.end(),
+            Err(reason) => (Err(reason.clone()), Err(reason)),
         };
-        match self.devices.and_then(Devices::end) {
-            Ok((joules, bytes)) => Spent {
-                host,
-                device: Told { value: Some(joules), source: "nvidia-smi, power by time".to_owned() },
-                device_bytes: Told { value: Some(bytes), source: "nvidia-smi, most in use".to_owned() },
-            },
-            Err(reason) => Spent { host, device: not_readable(reason.clone()), device_bytes: not_readable(reason) },
+        Spent {
+            host,
+            device: told(joules, "nvidia-smi, power by time, all devices"),
+            device_bytes: told(bytes, "nvidia-smi, most in use on all devices together"),
         }
     }
 }
 
-fn not_readable(reason: String) -> Told {
-    Told { value: None, source: format!("not readable: {reason}") }
+fn told(value: Result<f64, String>, source: &str) -> Told {
+    match value {
+        Ok(value) => Told { value: Some(value), source: source.to_owned() },
+        Err(reason) => Told { value: None, source: format!("not readable: {reason}") },
+    }
 }
 
 fn packages(folder: &Path) -> Result<Vec<Package>, String> {
@@ -93,15 +95,15 @@ impl Package {
     }
 }
 
-/// nvidia-smi, asked again and again.
+/// nvidia-smi, asked again and again. Ends when dropped.
 struct Devices {
     child: Child,
-    reader: JoinHandle<(f64, f64)>,
+    reader: Option<JoinHandle<Meter>>,
 }
 
 impl Devices {
     fn watch(program: &str) -> Result<Self, String> {
-        let query = ["--query-gpu=power.draw,memory.used", "--format=csv,noheader,nounits", "--loop-ms"];
+        let query = ["--query-gpu=index,power.draw,memory.used", "--format=csv,noheader,nounits", "--loop-ms"];
         let child = Command::new(program)
             .args(query)
             .arg(LOOK.to_string())
@@ -109,33 +111,82 @@ impl Devices {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn();
-        let mut child = child.map_err(|error| format!("{program}: {error}"))?;
-        let Some(output) = child.stdout.take() else { return Err(format!("{program}: no output")) };
-        let reader = std::thread::spawn(move || {
-            let (mut joules, mut most, mut last) = (0.0, f64::NAN, Instant::now());
+        let child = child.map_err(|error| format!("{program}: {error}"))?;
+        let mut devices = Self { child, reader: None };
+        let Some(output) = devices.child.stdout.take() else { return Err(format!("{program}: no output")) };
+        let begun = Instant::now();
+        devices.reader = Some(std::thread::spawn(move || {
+            let mut meter = Meter::default();
             for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if let Some((power, used)) = line.split_once(',')
-                    && let (Ok(power), Ok(used)) = (power.trim().parse::<f64>(), used.trim().parse::<f64>())
-                {
-                    joules += power * last.elapsed().as_secs_f64();
-                    last = Instant::now();
-                    most = used.max(most);
-                }
+                meter.line(&line, begun.elapsed().as_secs_f64());
             }
-            (joules, most)
-        });
-        Ok(Self { child, reader })
+            meter
+        }));
+        Ok(devices)
     }
 
     /// Joules, and bytes.
-    fn end(mut self) -> Result<(f64, f64), String> {
+    fn end(mut self) -> (Result<f64, String>, Result<f64, String>) {
+        self.kill();
+        let meter = self.reader.take().and_then(|reader| reader.join().ok()).unwrap_or_default();
+        let none = |what: &str| format!("nvidia-smi told no {what} of a device");
+        (meter.joules().ok_or_else(|| none("power")), meter.bytes().ok_or_else(|| none("memory")))
+    }
+
+    fn kill(&mut self) {
         // Gone already is as good.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        match self.reader.join() {
-            Ok((joules, most)) if most.is_finite() => Ok((joules, most * f64::from(1 << 20))),
-            _ => Err("nvidia-smi told nothing of a device".to_owned()),
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// What the lines of nvidia-smi come to: one for each device, again and again.
+#[derive(Debug, Default)]
+struct Meter {
+    devices: BTreeMap<u32, Device>,
+    /// Most that all devices together had in use, in MiB.
+    most: Option<f64>,
+}
+
+/// A device, as it was last seen.
+#[derive(Debug, Default)]
+struct Device {
+    /// Seconds since the measurement began.
+    at: f64,
+    joules: Option<f64>,
+    used: Option<f64>,
+}
+
+impl Meter {
+    /// A line `index, watts, MiB`, read so many seconds after the beginning. What a device doesn't tell is no number.
+    fn line(&mut self, line: &str, at: f64) {
+        let mut fields = line.split(',').map(str::trim);
+        let Some(index) = fields.next().and_then(|index| index.parse().ok()) else { return };
+        let mut number = || fields.next().and_then(|field| field.parse::<f64>().ok()).filter(|n| n.is_finite());
+        let (power, used) = (number(), number());
+        let device = self.devices.entry(index).or_default();
+        if let Some(power) = power {
+            *device.joules.get_or_insert(0.0) += power * (at - device.at);
         }
+        device.at = at;
+        device.used = used.or(device.used);
+        let together = self.devices.values().filter_map(|device| device.used).reduce(|a, b| a + b);
+        self.most = together.into_iter().chain(self.most).reduce(f64::max);
+    }
+
+    /// Energy of all devices that tell it.
+    fn joules(&self) -> Option<f64> {
+        self.devices.values().filter_map(|device| device.joules).reduce(|a, b| a + b)
+    }
+
+    fn bytes(&self) -> Option<f64> {
+        self.most.map(|most| most * f64::from(1 << 20))
     }
 }
 
@@ -159,6 +210,50 @@ mod tests {
         fs::write(folder.path().join("intel-rapl:1/energy_uj"), "400").unwrap();
         let joules: f64 = packages.iter().map(|package| package.joules().unwrap()).sum();
         assert!((joules - (250.0 + 300.0) / 1e6).abs() < 1e-12);
+    }
+
+    #[test]
+    fn devices_are_added_up() {
+        let mut meter = Meter::default();
+        for (at, line) in [
+            (1.0, "0, 100.00, 1000"),
+            (1.0, "1, 200.00, 500"),
+            (2.0, "0, 300.00, 700"),
+            (2.0, "1, 200.00, 900"),
+            (2.5, "no line of a device"),
+            (4.0, "0, 100.00, 600"),
+            (4.0, "1, [N/A], 600"),
+        ] {
+            meter.line(line, at);
+        }
+        // 100 + 300 + 2 * 100 of the first, 200 + 200 of the second.
+        assert_eq!(meter.joules(), Some(1000.0));
+        assert_eq!(meter.bytes(), Some(1600.0 * f64::from(1 << 20)));
+        let mut silent = Meter::default();
+        silent.line("0, [N/A], [N/A]", 1.0);
+        assert_eq!((silent.joules(), silent.bytes(), Meter::default().bytes()), (None, None, None));
+    }
+
+    /// A program that stands for nvidia-smi is ended also where nobody asks what it told.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn nothing_goes_on_after_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("smi");
+        fs::write(&path, "#!/bin/sh\necho '0, 50.0, 3'\nexec sleep 600\n").unwrap();
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(&path, executable).unwrap();
+        let devices = loop {
+            match Devices::watch(path.to_str().unwrap()) {
+                // Another test may be starting a program, which has the file open for a moment.
+                Err(error) if error.contains("busy") => continue,
+                devices => break devices.unwrap(),
+            }
+        };
+        let process = format!("/proc/{}", devices.child.id());
+        assert!(Path::new(&process).exists());
+        drop(devices);
+        assert!(!Path::new(&process).exists());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::compare;
-use super::markdown::{TABLES, about, beside_first, filled, number, unreadable, value};
+use super::markdown::{TABLES, about, beside_first, failures, filled, number, rate, unreadable, value};
 use super::plots::plots;
 use super::report::Report;
 
@@ -19,6 +19,9 @@ td.text{white-space:pre-wrap;min-width:14rem}thead th{background:var(--soft)}\
 figcaption{font-weight:600;margin-bottom:.3rem}svg.plot{width:100%;height:auto}\
 svg.plot text{fill:var(--text)}svg.plot [stroke='#000000']{stroke:var(--text)}\
 svg.plot [fill='#000000']{fill:var(--text)}svg.plot rect[fill='#FFFFFF']{fill:none}";
+
+/// Rows that differ which the page shows; the JSON has all.
+const DIFFERING: usize = 50;
 
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
@@ -59,6 +62,9 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
          <title>vgen bench, {title}</title><style>{STYLE}</style></head><body>\n<h1>{title}</h1>\n<p>{}</p>",
         escape(&about(report))
     )?;
+    if let Some(why) = &report.unfinished {
+        writeln!(text, "<p><strong>Not complete: {}.</strong></p>", escape(why))?;
+    }
     let targets = report.targets.iter().map(|target| {
         let settings: Vec<String> = target.settings.iter().map(|(name, value)| format!("{name} = {value}")).collect();
         let device = target.device.clone().unwrap_or_else(|| "–".to_owned());
@@ -88,10 +94,8 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
     if !beside.is_empty() {
         writeln!(text, "<h2>Beside {}</h2>", escape(&report.targets[0].name))?;
         let rows = beside.iter().map(|one| {
-            let ratio = &one.ratio;
-            let name = one.target.split(" → ").last().unwrap_or_default().to_owned();
-            let interval = format!("{:.3}–{:.3}", ratio.low, ratio.high);
-            let (ratio, p) = (format!("{:.3}", ratio.ratio), format!("{:.3}", ratio.p));
+            let (ratio, interval) = (one.ratio.in_words(), one.ratio.interval());
+            let (name, p) = (one.second().to_owned(), format!("{:.3}", one.ratio.p));
             vec![name, one.load.to_string(), one.metric.clone(), ratio, interval, p, one.words().to_owned()]
         });
         table(text, &["backend", "load", "metric", "ratio", "95 %", "p", ""], rows)?;
@@ -101,29 +105,37 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
     let points = report.saturation.iter().map(|point| {
         let edge = if point.at_the_edge { " (the most that was tried)" } else { "" };
         let enough = point.concurrency.map_or("–".to_owned(), |n| format!("{n}{edge}"));
-        let rate = point.rate.map_or("–".to_owned(), |rate| format!("{rate}/s"));
-        vec![point.target.clone(), number(point.rows_per_second), enough, rate]
+        vec![point.target.clone(), number(point.rows_per_second), enough, rate(point)]
     });
     table(text, &["backend", "most rows/s", "enough in flight", "rate it keeps up with"], points)?;
     for found in &report.agreement {
         let (base, target) = (escape(&found.base), escape(&found.target));
+        let unit = found.counted_in.name();
         let share = |count: u64| 100.0 * count as f64 / found.compared.max(1) as f64;
         writeln!(
             text,
             "<h2>Answers of {target} beside those of {base}</h2>\n<p>{} pairs: {:.1} % exact, {:.1} % normalised, \
-             similarity {:.4}.</p>",
+             similarity {:.4}; {} rows differ{}.</p>",
             found.compared,
             share(found.exact),
             share(found.normalised),
-            found.similarity
+            found.similarity,
+            found.differing.len(),
+            found.first_difference.map_or(String::new(), |at| format!(", from {unit} {at} on (median)"))
         )?;
-        let rows = found.differing.iter().map(|row| {
-            let from = format!("{} ({})", row.first_difference, row.counted_in);
-            vec![row.row.to_string(), from, row.base.clone(), row.target.clone()]
+        let rows = found.differing.iter().take(DIFFERING).map(|row| {
+            let numbers = [row.row, row.pairs, row.first_difference as u64].map(|number| number.to_string());
+            numbers.into_iter().chain([row.base.clone(), row.target.clone()]).collect()
         });
         if !found.differing.is_empty() {
-            table(text, &["row", "from", &found.base, &found.target], rows)?;
+            table(text, &["row", "pairs", &format!("from {unit}"), &found.base, &found.target], rows)?;
         }
+    }
+    let failures = failures(report);
+    if !failures.is_empty() {
+        writeln!(text, "<h2>Errors</h2>")?;
+        let lines = failures.into_iter().map(Vec::from);
+        table(text, &["backend", "load", "repeat", "code", "rows"], lines)?;
     }
     writeln!(text, "<h2>Formulas</h2>")?;
     let metrics =

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::random::Random;
 
+/// Requests a second of the slowest open loop: one in eleven days.
+const SLOWEST: f64 = 1e-6;
+
 /// When requests are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -48,7 +51,7 @@ impl Load {
     pub(super) fn is_possible(&self) -> bool {
         match self {
             Self::Closed { concurrency } => *concurrency > 0,
-            Self::Open { rate } => rate.is_finite() && *rate > 0.0,
+            Self::Open { rate } => rate.is_finite() && *rate >= SLOWEST,
             Self::Window => true,
         }
     }

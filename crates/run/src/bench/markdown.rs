@@ -3,7 +3,11 @@
 use std::fmt::Write;
 
 use super::compare::{self, Compared};
-use super::report::{Cell, Report};
+use super::report::{Cell, Report, Run, Saturation};
+
+/// Characters of an answer, and rows that differ, which the tables show; the JSON has all.
+const ANSWER: usize = 120;
+const DIFFERING: usize = 10;
 
 /// A number with three digits that matter.
 pub(super) fn number(value: f64) -> String {
@@ -20,6 +24,16 @@ pub(super) fn number(value: f64) -> String {
         m if m >= -4.0 => format!("{value:.*}", (2.0 - m).max(0.0) as usize),
         _ => format!("{value:.2e}"),
     }
+}
+
+/// A text as a cell of a table.
+pub(super) fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace(['\n', '\r'], " ")
+}
+
+/// The first characters of a text as a cell.
+fn short(text: &str) -> String {
+    cell(&text.chars().take(ANSWER).collect::<String>())
 }
 
 /// A table of the report: a title, columns as (heading, metric), and why it is there.
@@ -78,9 +92,15 @@ pub(super) const TABLES: &[Table] = &[
         title: "Waiting and trying again",
         columns: &[
             ("queue mean, s", "queue_mean"),
-            ("queue p99, s", "queue_p99"),
+            ("p50", "queue_p50"),
+            ("p90", "queue_p90"),
+            ("p99", "queue_p99"),
+            ("max", "queue_max"),
+            ("sent late p99, s", "late_p99"),
+            ("max", "late_max"),
             ("retries", "retries"),
-            ("429 and the like", "overloads"),
+            ("429", "rate_limits"),
+            ("429, 503 and the like", "overloads"),
         ],
     },
     Table {
@@ -150,14 +170,14 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
     let rows = &report.rows;
     writeln!(text, "# {}: {} rows, {} images\n", rows.name, rows.rows, rows.images)?;
     writeln!(text, "{}\n", about(report))?;
+    if let Some(why) = &report.unfinished {
+        writeln!(text, "**Not complete: {why}.**\n")?;
+    }
     writeln!(text, "| backend | kind | model | device | ready after |\n|---|---|---|---|---|")?;
     for target in &report.targets {
-        let device = target.device.as_deref().unwrap_or("–");
-        writeln!(
-            text,
-            "| {} | {} | {} | {device} | {:.2} s |",
-            target.name, target.kind, target.model, target.load_seconds
-        )?;
+        let (name, model) = (cell(&target.name), cell(&target.model));
+        let device = cell(target.device.as_deref().unwrap_or("–"));
+        writeln!(text, "| {name} | {} | {model} | {device} | {:.2} s |", target.kind, target.load_seconds)?;
     }
     for table in TABLES {
         let columns = filled(report, table);
@@ -167,9 +187,9 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
         let headings: Vec<&str> = columns.iter().map(|(heading, _)| *heading).collect();
         writeln!(text, "\n## {}\n\n| backend | load | {} |", table.title, headings.join(" | "))?;
         writeln!(text, "|---|---|{}", "---|".repeat(columns.len()))?;
-        for cell in &report.cells {
-            let values: Vec<String> = columns.iter().map(|(_, metric)| value(cell, metric)).collect();
-            writeln!(text, "| {} | {} | {} |", cell.target, cell.load, values.join(" | "))?;
+        for of in &report.cells {
+            let values: Vec<String> = columns.iter().map(|(_, metric)| value(of, metric)).collect();
+            writeln!(text, "| {} | {} | {} |", cell(&of.target), of.load, values.join(" | "))?;
         }
     }
     let beside = beside_first(report);
@@ -177,14 +197,9 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
         writeln!(text, "\n## Beside {}\n", report.targets[0].name)?;
         writeln!(text, "| backend | load | metric | ratio | 95 % | p | |\n|---|---|---|---|---|---|---|")?;
         for one in &beside {
-            let (ratio, low, high, p) = (one.ratio.ratio, one.ratio.low, one.ratio.high, one.ratio.p);
-            let words = one.words();
-            let name = one.target.split(" → ").last().unwrap_or_default();
-            writeln!(
-                text,
-                "| {name} | {} | {} | {ratio:.3} | {low:.3}–{high:.3} | {p:.3} | {words} |",
-                one.load, one.metric
-            )?;
+            let (ratio, interval, p) = (one.ratio.in_words(), one.ratio.interval(), one.ratio.p);
+            let (name, words) = (cell(one.second()), one.words());
+            writeln!(text, "| {name} | {} | {} | {ratio} | {interval} | {p:.3} | {words} |", one.load, one.metric)?;
         }
         writeln!(text, "\n{}", compare::how())?;
     }
@@ -195,8 +210,9 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
     for point in &report.saturation {
         let enough = point.concurrency.map_or("–".to_owned(), |n| n.to_string());
         let edge = if point.at_the_edge { " (the most that was tried)" } else { "" };
-        let rate = point.rate.map_or("–".to_owned(), |rate| format!("{rate}/s"));
-        writeln!(text, "| {} | {} | {enough}{edge} | {rate} |", point.target, number(point.rows_per_second))?;
+        let rate = rate(point);
+        let (target, most) = (cell(&point.target), number(point.rows_per_second));
+        writeln!(text, "| {target} | {most} | {enough}{edge} | {rate} |")?;
     }
     agreement(report, text)?;
     errors(report, text)?;
@@ -229,34 +245,60 @@ fn agreement(report: &Report, text: &mut String) -> std::fmt::Result {
     for found in &report.agreement {
         let share = |count: u64| format!("{:.1} %", 100.0 * count as f64 / found.compared.max(1) as f64);
         writeln!(text, "\n## Answers of {} beside those of {}\n", found.target, found.base)?;
-        writeln!(text, "| pairs | exact | normalised | similarity | first differing token |\n|---|---|---|---|---|")?;
+        let unit = found.counted_in.name();
+        writeln!(
+            text,
+            "| pairs | exact | normalised | similarity | first differing {unit}, median | rows that differ |\n\
+             |---|---|---|---|---|---|"
+        )?;
         let first = found.first_difference.map_or("–".to_owned(), |at| format!("{at}"));
-        let (exact, normalised) = (share(found.exact), share(found.normalised));
-        writeln!(text, "| {} | {exact} | {normalised} | {:.4} | {first} |", found.compared, found.similarity)?;
-        if !found.differing.is_empty() {
-            writeln!(text, "\n| row | from | {} | {} |\n|---|---|---|---|", found.base, found.target)?;
-            for row in found.differing.iter().take(10) {
-                let short =
-                    |text: &str| text.chars().take(120).collect::<String>().replace('|', "\\|").replace('\n', " ");
-                let (from, base, target) = (row.first_difference, short(&row.base), short(&row.target));
-                writeln!(text, "| {} | {from} ({}) | {base} | {target} |", row.row, row.counted_in)?;
+        let (exact, normalised, similarity) = (share(found.exact), share(found.normalised), found.similarity);
+        let differing = found.differing.len();
+        writeln!(text, "| {} | {exact} | {normalised} | {similarity:.4} | {first} | {differing} |", found.compared)?;
+        if differing > 0 {
+            let (base, target) = (cell(&found.base), cell(&found.target));
+            writeln!(text, "\n| row | pairs | from {unit} | {base} | {target} |\n|---|---|---|---|---|")?;
+            for row in found.differing.iter().take(DIFFERING) {
+                let (pairs, from, base, target) =
+                    (row.pairs, row.first_difference, short(&row.base), short(&row.target));
+                writeln!(text, "| {} | {pairs} | {from} | {base} | {target} |", row.row)?;
             }
         }
     }
     Ok(())
 }
 
+/// The rate that a backend keeps up with, in words.
+pub(super) fn rate(point: &Saturation) -> String {
+    let rate = point.rate.map_or("–".to_owned(), |rate| format!("{rate}/s"));
+    if point.too_short.is_empty() {
+        return rate;
+    }
+    let rates: Vec<String> = point.too_short.iter().map(|rate| format!("{rate}/s")).collect();
+    format!("{rate} (too few rows to tell: {})", rates.join(", "))
+}
+
+/// Failed rows: backend, load, repeat, code, how many.
+pub(super) fn failures(report: &Report) -> Vec<[String; 5]> {
+    let runs = report.cells.iter().flat_map(|cell| cell.runs.iter().map(move |run| (cell, run)));
+    let of_run = |(cell, run): (&Cell, &Run)| {
+        let line = |(code, count): (&String, &u64)| {
+            let repeat = (u64::from(run.repeat) + 1).to_string();
+            [cell.target.clone(), cell.load.to_string(), repeat, code.clone(), count.to_string()]
+        };
+        run.errors.iter().map(line).collect::<Vec<_>>()
+    };
+    runs.flat_map(of_run).collect()
+}
+
 fn errors(report: &Report, text: &mut String) -> std::fmt::Result {
-    let failed = report.cells.iter().flat_map(|cell| cell.runs.iter().map(move |run| (cell, run)));
-    let failed: Vec<_> = failed.filter(|(_, run)| !run.errors.is_empty()).collect();
-    if failed.is_empty() {
+    let failures = failures(report);
+    if failures.is_empty() {
         return Ok(());
     }
     writeln!(text, "\n## Errors\n\n| backend | load | repeat | code | rows |\n|---|---|---|---|---|")?;
-    for (cell, run) in failed {
-        for (code, count) in &run.errors {
-            writeln!(text, "| {} | {} | {} | {code} | {count} |", cell.target, cell.load, run.repeat + 1)?;
-        }
+    for line in failures {
+        writeln!(text, "| {} |", line.map(|field| cell(&field)).join(" | "))?;
     }
     Ok(())
 }
@@ -283,5 +325,10 @@ mod tests {
     fn numbers_have_three_digits() {
         let found = [0.0, 0.00123, 0.5, 12.345, 1234.5, 4_567_890.0, 2.5e9, 1e-7].map(number);
         assert_eq!(found, ["0", "0.00123", "0.500", "12.3", "1234", "4.57 M", "2.50 G", "1.00e-7"]);
+    }
+
+    #[test]
+    fn a_cell_is_one_cell() {
+        assert_eq!(cell("a|b\nc"), "a\\|b c");
     }
 }

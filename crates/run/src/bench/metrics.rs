@@ -3,8 +3,6 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use vgen_backends::local::Work;
-
 use super::report::{Limits, Report, Run, TargetReport};
 use super::statistics::Quantiles;
 
@@ -86,7 +84,8 @@ pub(super) const KNOWN: &[Known] = known![
         |s| positive(s.run.output_tokens as f64 / s.run.seconds);
     "mean_in_flight", "", Neither, "sum of all requests' e2e by the same seconds (Little's law)",
         |s| Some(s.run.mean_in_flight);
-    "ttft_p50", "s", Lower, "TTFT: first piece of an answer minus request sent; median over answers",
+    "ttft_p50", "s", Lower, "TTFT: first piece of an answer, its reasoning included, minus request sent (in an open \
+        loop: due); median over answers",
         |s| at(s.run.ttft, |q| q.p50);
     "ttft_p90", "s", Lower, "TTFT, 90th percentile", |s| at(s.run.ttft, |q| q.p90);
     "ttft_p99", "s", Lower, "TTFT, 99th percentile", |s| at(s.run.ttft, |q| q.p99);
@@ -101,17 +100,26 @@ pub(super) const KNOWN: &[Known] = known![
     "itl_p90", "s", Lower, "ITL, 90th percentile", |s| at(s.run.itl, |q| q.p90);
     "itl_p99", "s", Lower, "ITL, 99th percentile", |s| at(s.run.itl, |q| q.p99);
     "itl_max", "s", Lower, "ITL, largest", |s| at(s.run.itl, |q| q.max);
-    "e2e_p50", "s", Lower, "e2e: end of answer minus request sent; median over answers", |s| at(s.run.e2e, |q| q.p50);
+    "e2e_p50", "s", Lower, "e2e: end of answer minus request sent (in an open loop: due); median over answers",
+        |s| at(s.run.e2e, |q| q.p50);
     "e2e_p90", "s", Lower, "e2e, 90th percentile", |s| at(s.run.e2e, |q| q.p90);
     "e2e_p99", "s", Lower, "e2e, 99th percentile", |s| at(s.run.e2e, |q| q.p99);
     "e2e_max", "s", Lower, "e2e, largest", |s| at(s.run.e2e, |q| q.max);
     "queue_mean", "s", Lower, "waiting for a place in the engine, or for leave to send; mean over answers",
         |s| at(s.run.queue, |q| q.mean);
+    "queue_p50", "s", Lower, "the same, median", |s| at(s.run.queue, |q| q.p50);
+    "queue_p90", "s", Lower, "the same, 90th percentile", |s| at(s.run.queue, |q| q.p90);
     "queue_p99", "s", Lower, "the same, 99th percentile", |s| at(s.run.queue, |q| q.p99);
+    "queue_max", "s", Lower, "the same, largest", |s| at(s.run.queue, |q| q.max);
+    "late_p99", "s", Lower, "how late requests of an open loop are sent by this program, 99th percentile; in TTFT and e2e",
+        |s| at(s.run.late, |q| q.p99);
+    "late_max", "s", Lower, "the same, largest", |s| at(s.run.late, |q| q.max);
     "failed_share", "", Lower, "rows without an answer by all rows",
         |s| Some(s.run.failed as f64 / s.run.rows.max(1) as f64);
     "retries", "", Lower, "HTTP requests that repeated a failed one", |s| counter(s, "retries");
-    "overloads", "", Lower, "answers 429, 503 and the like that said the server was too busy", |s| counter(s, "overloads");
+    "rate_limits", "", Lower, "answers 429: the server limits the rate", |s| counter(s, "rate_limits");
+    "overloads", "", Lower, "answers that said the server was too busy: 429, 503 and the like",
+        |s| counter(s, "overloads");
     "prepare_share", "", Neither, "seconds of preparation threads by seconds of the reading (beside the rest, may exceed 1)",
         |s| Some(counter(s, "prepare_seconds")? / s.run.seconds);
     "encode_share", "", Neither, "seconds in the vision tower by seconds of the reading",
@@ -135,7 +143,8 @@ pub(super) const KNOWN: &[Known] = known![
     "peak_device_bytes", "B", Lower, "most bytes in use on devices", |s| s.run.peak_device_bytes.as_ref()?.value;
     "joules_per_row", "J", Lower, "energy of processor packages and devices, as far as readable, by answered rows",
         |s| per_row(s, joules(s)?);
-    "cost_per_1000_rows", "", Lower, "by the prices given: tokens, requests and hours, for 1000 answered rows",
+    "cost_per_1000_rows", "", Lower, "by the prices given: tokens, requests and hours, for 1000 answered rows; not known \
+        where tokens have a price and the server doesn't count them",
         |s| Some(per_row(s, s.run.cost?)? * 1000.0);
     "encode_flops", "FLOP/s", Higher, "operations of the vision tower (linear layers and attention of live tiles and one \
         stand-in for the empty ones) by seconds in it", encode_flops;
@@ -151,7 +160,7 @@ pub(super) const KNOWN: &[Known] = known![
 ];
 
 fn answered(s: &Source<'_>) -> u64 {
-    s.run.rows - s.run.failed
+    s.run.rows.saturating_sub(s.run.failed)
 }
 
 fn share_answered(s: &Source<'_>) -> f64 {
@@ -188,15 +197,10 @@ fn limits<'a>(s: &Source<'a>) -> Option<&'a Limits> {
 
 fn encode_flops(s: &Source<'_>) -> Option<f64> {
     let (work, seconds) = (s.target.work?, positive(counter(s, "encode_seconds")?)?);
-    let (images, tiles) = (positive(counter(s, "images_encoded")?)?, counter(s, "tiles_encoded")?);
-    Some(images * encode_flops_of(&work, tiles / images) / seconds)
-}
-
-/// Operations for an image of so many tiles.
-fn encode_flops_of(work: &Work, tiles: f64) -> f64 {
-    // Empty tiles are all the same: one is computed for them.
-    let tokens = (tiles + 1.0).min(work.max_tiles as f64) * work.tokens_per_tile as f64;
-    tokens * work.encode_flops_per_token + tokens * tokens * work.encode_flops_per_pair
+    let (tiles, pairs) = (counter(s, "tiles_computed")?, counter(s, "tile_pairs_computed")?);
+    let tokens = work.tokens_per_tile as f64;
+    let flops = tiles * tokens * work.encode_flops_per_token + pairs * tokens * tokens * work.encode_flops_per_pair;
+    positive(flops / seconds)
 }
 
 fn prefill_flops(s: &Source<'_>) -> Option<f64> {
@@ -215,5 +219,49 @@ impl Report {
         let Some(target) = self.targets.iter().find(|target| target.name == cell.target) else { return Vec::new() };
         let values = cell.runs.iter().filter_map(|run| (known.of)(&Source { run, target }));
         values.filter(|value| value.is_finite()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::json;
+    use vgen_backends::local::Work;
+
+    use super::*;
+
+    fn target(work: Option<Work>) -> Option<TargetReport> {
+        serde_json::from_value(json!({
+            "name": "a", "kind": "local", "model": "m", "model_identity": null, "settings": {}, "device": null,
+            "load_seconds": 0.0, "prices": {}, "limits": null, "work": work, "sweep": null,
+        }))
+        .ok()
+    }
+
+    /// An image of one tile and one of four: two tiles and four are computed, and every pair within each.
+    #[test]
+    fn operations_are_those_of_each_image() {
+        let work = Work {
+            max_tiles: 4,
+            tokens_per_tile: 10,
+            encode_flops_per_token: 3.0,
+            encode_flops_per_pair: 1.0,
+            ..Work::default()
+        };
+        let Some(target) = target(Some(work)) else { unreachable!("it is a target") };
+        let counters = [("encode_seconds", 2.0), ("tiles_computed", 6.0), ("tile_pairs_computed", 20.0)];
+        let counters = BTreeMap::from(counters.map(|(name, value)| (name.to_owned(), value)));
+        let run = Run { seconds: 4.0, counters, ..Run::default() };
+        assert_eq!(encode_flops(&Source { run: &run, target: &target }), Some((60.0 * 3.0 + 20.0 * 100.0) / 2.0));
+    }
+
+    /// A file that was changed by hand may say anything.
+    #[test]
+    fn more_failed_than_asked_is_none_answered() {
+        let Some(target) = target(None) else { unreachable!("it is a target") };
+        let run = Run { seconds: 1.0, rows: 2, failed: 3, ..Run::default() };
+        let source = Source { run: &run, target: &target };
+        assert_eq!((answered(&source), share_answered(&source)), (0, 0.0));
     }
 }

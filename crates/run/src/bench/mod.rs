@@ -24,9 +24,10 @@ mod saturation;
 pub mod serve;
 mod statistics;
 mod table;
+mod taken;
 mod workload;
 
-pub use agreement::{Agreement, Differing};
+pub use agreement::{Agreement, CountedIn, Differing, Tokenize};
 pub use clock::Clock;
 pub use compare::{Compared, Comparison, compare};
 pub use html::html;
@@ -35,9 +36,11 @@ pub use machine::machine;
 pub use markdown::markdown;
 pub use memory::Told;
 pub use metrics::{Better, Metric};
-pub use report::{Cell, FORM, Limits, Machine, Prices, Report, RequestRecord, RowSet, Run, Saturation, TargetReport};
+pub use report::{
+    Cell, FORM, Limits, Machine, Prices, Report, RequestRecord, RowSet, Run, Saturation, Sweep, TargetReport,
+};
 pub use rows::{BenchRow, Rows};
-pub use runner::{Bench, Opened, Step, Target};
+pub use runner::{Bench, BenchError, Opened, Step, Target};
 pub use statistics::{Quantiles, Ratio, SIGNIFICANCE, Spread, Verdict};
 pub use table::csv;
 pub use workload::Workload;

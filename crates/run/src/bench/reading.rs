@@ -8,6 +8,7 @@ use vgen_core::{Generation, Timings};
 use super::agreement::Answer;
 use super::drive::{Observed, Reading};
 use super::energy::Spent;
+use super::load::Load;
 use super::memory::Told;
 use super::report::{Prices, RequestRecord, Run};
 use super::rows::BenchRow;
@@ -40,10 +41,11 @@ fn error(observed: &Observed) -> Option<String> {
     }
 }
 
-/// When the first piece of the answer came: as it was seen, else as the backend says.
+/// When the first piece of the answer came: as it was seen or as the backend says, which sees also what is no text of the
+/// answer, such as reasoning.
 fn first(observed: &Observed) -> Option<f64> {
-    let told = || Some(observed.sent + answer(observed)?.timings.first_token?);
-    observed.pieces.first().copied().or_else(told)
+    let told = answer(observed).and_then(|answer| Some(observed.sent + answer.timings.first_token?));
+    observed.pieces.first().copied().into_iter().chain(told).reduce(f64::min)
 }
 
 /// The answers for the comparison of backends.
@@ -57,16 +59,20 @@ pub(super) fn answers(rows: &[BenchRow], reading: &Reading) -> Vec<Option<Answer
 }
 
 /// The run of a report.
-pub(super) fn run(rows: &[BenchRow], reading: &Reading, prices: &Prices, around: Around) -> Run {
+pub(super) fn run(rows: &[BenchRow], load: Load, reading: &Reading, prices: &Prices, around: Around) -> Run {
     let mut run = Run { seconds: reading.seconds, rows: rows.len() as u64, ..Run::default() };
     let (mut ttft, mut tpot, mut itl, mut e2e) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let (mut queue, mut prepare) = (Vec::new(), Vec::new());
+    let (mut queue, mut prepare, mut late) = (Vec::new(), Vec::new(), Vec::new());
     let mut vision = None;
     let mut busy = 0.0;
     for observed in &reading.observed {
         let row = &rows[observed.at];
         run.images += row.images();
-        busy += observed.ended - observed.sent;
+        let total = observed.ended - observed.due;
+        busy += total;
+        if matches!(load, Load::Open { .. }) {
+            late.push(observed.sent - observed.due);
+        }
         let code = error(observed);
         let usage = answer(observed).and_then(|generation| generation.usage);
         let first = first(observed);
@@ -74,9 +80,9 @@ pub(super) fn run(rows: &[BenchRow], reading: &Reading, prices: &Prices, around:
             run.failed += 1;
             *run.errors.entry(code.clone()).or_default() += 1;
         } else {
-            let total = observed.ended - observed.sent;
             e2e.push(total);
-            ttft.extend(first.map(|first| first - observed.sent));
+            ttft.extend(first.map(|first| first - observed.due));
+            run.uncounted += u64::from(usage.is_none());
             if let (Some(first), Some(tokens)) = (first, usage.map(|usage| usage.output_tokens).filter(|n| *n > 1)) {
                 tpot.push((observed.ended - first) / (tokens - 1) as f64);
             }
@@ -95,6 +101,7 @@ pub(super) fn run(rows: &[BenchRow], reading: &Reading, prices: &Prices, around:
         }
         run.requests.push(RequestRecord {
             row: row.number,
+            due: observed.due,
             sent: observed.sent,
             first,
             ended: observed.ended,
@@ -108,6 +115,7 @@ pub(super) fn run(rows: &[BenchRow], reading: &Reading, prices: &Prices, around:
     run.tpot = Quantiles::of(tpot);
     run.itl = Quantiles::of(itl);
     run.e2e = Quantiles::of(e2e);
+    run.late = Quantiles::of(late);
     run.queue = Quantiles::of(queue);
     run.prepare = Quantiles::of(prepare);
     run.counters = difference(around.before.as_ref(), around.after.as_ref());
@@ -132,7 +140,12 @@ fn difference(before: Option<&Value>, after: Option<&Value>) -> BTreeMap<String,
         .collect()
 }
 
+/// What the prices say; `None` where nothing has a price, and where a number that has one is not known.
 fn cost(run: &Run, prices: &Prices) -> Option<f64> {
+    let by_token = prices.per_million_input_tokens.is_some() || prices.per_million_output_tokens.is_some();
+    if by_token && run.uncounted > 0 {
+        return None;
+    }
     let parts = [
         prices.per_million_input_tokens.map(|price| price * run.input_tokens as f64 / 1e6),
         prices.per_million_output_tokens.map(|price| price * run.output_tokens as f64 / 1e6),
@@ -147,6 +160,19 @@ fn cost(run: &Run, prices: &Prices) -> Option<f64> {
 mod tests {
     use super::*;
 
+    /// A model that thinks before it answers: its first token is no text.
+    #[test]
+    fn the_first_piece_may_be_no_text() {
+        let timings = Timings { first_token: Some(0.5), ..Timings::default() };
+        let response = vgen_core::Response {
+            model_name: String::new(),
+            generations: vec![Ok(Generation { timings, ..Generation::default() })],
+        };
+        let observed = Observed { at: 0, due: 1.0, sent: 2.0, pieces: vec![4.0], ended: 5.0, result: Ok(response) };
+        assert_eq!(first(&observed), Some(2.5));
+        assert_eq!(first(&Observed { pieces: vec![2.25], ..observed }), Some(2.25));
+    }
+
     #[test]
     fn cost_is_the_sum_of_what_has_a_price() {
         let run = Run { seconds: 1800.0, rows: 10, input_tokens: 2_000_000, output_tokens: 500_000, ..Run::default() };
@@ -158,6 +184,10 @@ mod tests {
             per_hour: Some(4.0),
         };
         assert_eq!(cost(&run, &prices), Some(1.0 + 1.0 + 0.1 + 2.0));
+        // Tokens that nobody counted are not free.
+        let run = Run { uncounted: 1, ..run };
+        assert_eq!(cost(&run, &prices), None);
+        assert_eq!(cost(&run, &Prices { per_hour: Some(4.0), ..Prices::default() }), Some(2.0));
     }
 
     #[test]

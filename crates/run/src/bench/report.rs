@@ -15,15 +15,17 @@ use super::statistics::{Quantiles, Spread};
 
 /// The version of the report's form. Fields may be added within a version; a field that changes its meaning or goes
 /// makes a new one.
-pub const FORM: &str = "vgen-bench/1";
+pub const FORM: &str = "vgen-bench/2";
 
 /// Everything that a bench found.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Report {
-    /// The version of this form: `vgen-bench/1`.
+    /// The version of this form: `vgen-bench/2`.
     pub form: String,
     /// When it began, RFC 3339.
     pub created: String,
+    /// Why readings are missing; `None` if all were taken.
+    pub unfinished: Option<String>,
     /// The program's version, with the commit that it was built from where that is known.
     pub program: String,
     /// Where it ran.
@@ -82,6 +84,8 @@ pub struct RowSet {
     pub drawn: bool,
     /// SHA-256 of all that was asked: equal for equal rows.
     pub digest: String,
+    /// Rows of the file that can't be asked about, by the code of what is wrong with them; no reading has them.
+    pub left_out: BTreeMap<String, u64>,
 }
 
 /// What answers cost.
@@ -105,6 +109,8 @@ pub struct Limits {
     pub bytes_per_second: Option<f64>,
     /// Floating-point operations a second.
     pub flops: Option<f64>,
+    /// Whether they were measured, on this machine's processor.
+    pub is_measured: bool,
     /// Where the numbers come from.
     pub source: String,
 }
@@ -132,6 +138,17 @@ pub struct TargetReport {
     pub limits: Option<Limits>,
     /// What its model takes, where known.
     pub work: Option<Work>,
+    /// Where it is one of several that differ in the batch size only.
+    pub sweep: Option<Sweep>,
+}
+
+/// A place in a series of batch sizes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Sweep {
+    /// What all of them are called but for the batch size.
+    pub of: String,
+    /// Answers computed together at most.
+    pub batch_size: usize,
 }
 
 /// A backend under a load: its readings and what they come to.
@@ -170,6 +187,8 @@ pub struct Run {
     pub vision_tokens: Option<u64>,
     /// Tokens of answers, as the backend counted them.
     pub output_tokens: u64,
+    /// Answered rows whose tokens the backend did not count.
+    pub uncounted: u64,
     /// Requests in flight on average.
     pub mean_in_flight: f64,
     /// Seconds to the first piece of an answer.
@@ -180,6 +199,8 @@ pub struct Run {
     pub itl: Option<Quantiles>,
     /// Seconds from request to end of answer.
     pub e2e: Option<Quantiles>,
+    /// Seconds from the moment that a request was due to the one when it was sent; of open loops only.
+    pub late: Option<Quantiles>,
     /// Seconds of waiting for a place.
     pub queue: Option<Quantiles>,
     /// Seconds of fetching, decoding and tiling images and tokenising, or of making the request.
@@ -194,7 +215,7 @@ pub struct Run {
     pub host_joules: Option<Told>,
     /// Energy of devices.
     pub device_joules: Option<Told>,
-    /// By the prices; `None` without any.
+    /// By the prices; `None` without any, and where tokens have a price and were not counted.
     pub cost: Option<f64>,
     /// Every request.
     pub requests: Vec<RequestRecord>,
@@ -205,6 +226,8 @@ pub struct Run {
 pub struct RequestRecord {
     /// The row's number.
     pub row: u64,
+    /// When it was to be sent: in an open loop its random moment, else when it was sent. Times of answers count from here.
+    pub due: f64,
     /// When it was sent.
     pub sent: f64,
     /// When the first piece of the answer came.
@@ -229,7 +252,9 @@ pub struct Saturation {
     pub concurrency: Option<usize>,
     /// Whether that is the largest that was tried, so that more might bring more.
     pub at_the_edge: bool,
-    /// Largest rate of an open loop of whose rows 95 % were answered before the last one arrived, or within the 90th
-    /// percentile of the first half's e2e: there was no queue that grew.
+    /// Largest rate of an open loop that answers 95 % of its rows and whose e2e grows by at most 0.05 s a second (the slope
+    /// of a line through the requests, mean over repeats, two standard errors added): there is no queue that grows.
     pub rate: Option<f64>,
+    /// Rates whose readings are too short, or too scattered, to tell.
+    pub too_short: Vec<f64>,
 }

@@ -1,9 +1,10 @@
 //! [`Rows`]: what is asked. The same rows for every backend.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
-use vgen_core::{Content, ImageRef, Message, Part};
+use vgen_core::{Content, ImageRef, Message, Part, SamplingParams};
 
 use super::workload::Workload;
 
@@ -14,9 +15,16 @@ pub struct BenchRow {
     pub number: u64,
     /// The conversation.
     pub messages: Vec<Message>,
+    /// How it is answered, where it says so itself.
+    pub sampling: Option<Box<SamplingParams>>,
 }
 
 impl BenchRow {
+    /// A row that is answered like all others.
+    pub fn new(number: u64, messages: Vec<Message>) -> Self {
+        Self { number, messages, sampling: None }
+    }
+
     /// How many images it has.
     pub fn images(&self) -> u64 {
         self.messages.iter().map(|message| message.images().count() as u64).sum()
@@ -32,6 +40,8 @@ pub enum Rows {
         name: String,
         /// The rows.
         rows: Vec<BenchRow>,
+        /// Rows that can't be asked about, by what is wrong with them.
+        left_out: BTreeMap<String, u64>,
     },
     /// Drawn anew for each reading, so that no cache knows them.
     Drawn {
@@ -66,6 +76,15 @@ impl Rows {
         self.len() == 0
     }
 
+    /// What rows say of their answers themselves, with the rows' numbers.
+    pub(super) fn own_sampling(&self) -> impl Iterator<Item = (u64, &SamplingParams)> {
+        let rows: &[BenchRow] = match self {
+            Self::Fixed { rows, .. } => rows,
+            Self::Drawn { .. } => &[],
+        };
+        rows.iter().filter_map(|row| Some((row.number, row.sampling.as_deref()?)))
+    }
+
     /// The rows of a draw: all backends get the same ones.
     pub(super) fn draw(&self, draw: u64) -> Cow<'_, [BenchRow]> {
         match self {
@@ -84,6 +103,9 @@ pub(super) fn digest(rows: &[BenchRow], hash: &mut Sha256) {
     };
     for row in rows {
         add(b'#', &row.number.to_le_bytes());
+        if let Some(sampling) = &row.sampling {
+            add(b's', serde_json::to_string(sampling).unwrap_or_default().as_bytes());
+        }
         for message in &row.messages {
             add(b'@', &[message.role as u8]);
             match &message.content {

@@ -1,10 +1,14 @@
 //! Where more load brings a backend no more.
 
 use super::load::Load;
-use super::report::{Cell, Saturation};
+use super::report::{Cell, Run, Saturation};
 
 /// Part of the most that counts as all of it.
 const ENOUGH: f64 = 0.95;
+/// Seconds a second by which times may grow where a rate is kept up with.
+const GROWTH: f64 = 0.05;
+/// Standard errors by which that must be certain.
+const ERRORS: f64 = 2.0;
 
 /// A backend's point of saturation, from its cells.
 pub(super) fn of(target: &str, cells: &[Cell]) -> Saturation {
@@ -19,31 +23,60 @@ pub(super) fn of(target: &str, cells: &[Cell]) -> Saturation {
     closed.sort_by_key(|(concurrency, _)| *concurrency);
     let most = closed.iter().map(|(_, speed)| *speed).fold(0.0, f64::max);
     let concurrency = closed.iter().find(|(_, speed)| *speed >= ENOUGH * most && most > 0.0).map(|(n, _)| *n);
-    let at_the_edge = closed.len() > 1 && concurrency == closed.last().map(|(n, _)| *n);
-    let answered = mine().filter_map(|cell| match cell.load {
-        Load::Open { rate } => {
-            let shares: Vec<f64> = cell.runs.iter().map(kept_up).collect();
-            let share = super::statistics::Spread::of(&shares)?.median;
-            (share >= ENOUGH).then_some(rate)
-        }
-        _ => None,
-    });
+    let at_the_edge = concurrency.is_some() && concurrency == closed.last().map(|(n, _)| *n);
+    let judged: Vec<(f64, Kept)> = mine()
+        .filter_map(|cell| match cell.load {
+            Load::Open { rate } => Some((rate, kept_up(&cell.runs))),
+            _ => None,
+        })
+        .collect();
+    let with = |kept: Kept| judged.iter().filter(move |(_, its)| *its == kept).map(|(rate, _)| *rate);
     Saturation {
         target: target.to_owned(),
         rows_per_second: mine().map(speed).fold(0.0, f64::max),
         concurrency,
         at_the_edge,
-        rate: answered.reduce(f64::max),
+        rate: with(Kept::Up).reduce(f64::max),
+        too_short: with(Kept::Unknown).collect(),
     }
 }
 
-/// The share of rows that were answered in time: before the last row arrived, or as fast as 9 of 10 of the first half
-/// were. A queue that grows leaves its late rows beyond both.
-fn kept_up(run: &super::Run) -> f64 {
-    let last = run.requests.iter().map(|request| request.sent).fold(0.0, f64::max);
-    let early = &run.requests[..run.requests.len() / 2];
-    let usual = super::statistics::Quantiles::of(early.iter().map(|request| request.ended - request.sent).collect());
-    let margin = usual.map_or(0.0, |quantiles| quantiles.p90);
-    let kept = run.requests.iter().filter(|r| r.error.is_none() && (r.ended <= last || r.ended - r.sent <= margin));
-    kept.count() as f64 / run.requests.len().max(1) as f64
+/// Whether a rate is kept up with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    Up,
+    Behind,
+    Unknown,
+}
+
+fn kept_up(runs: &[Run]) -> Kept {
+    let (failed, rows) = runs.iter().fold((0, 0), |sum, run| (sum.0 + run.failed, sum.1 + run.rows));
+    if failed as f64 > (1.0 - ENOUGH) * rows as f64 {
+        return Kept::Behind;
+    }
+    let found: Vec<(f64, f64)> = runs.iter().filter_map(growth).collect();
+    let count = found.len() as f64;
+    let mean = found.iter().map(|(slope, _)| slope).sum::<f64>() / count;
+    let error = found.iter().map(|(_, variance)| variance).sum::<f64>().sqrt() / count;
+    if mean + ERRORS * error <= GROWTH {
+        Kept::Up
+    } else if mean - ERRORS * error > GROWTH {
+        Kept::Behind
+    } else {
+        Kept::Unknown
+    }
+}
+
+/// By how much e2e grows with the time at which a request is due, and the variance of that: the line with the least squares.
+/// It is 0 in a queue that is in balance, however long the reading; what comes beyond what is served, in one that isn't.
+/// `None` where no line can be laid.
+fn growth(run: &Run) -> Option<(f64, f64)> {
+    let points = || run.requests.iter().filter(|one| one.error.is_none()).map(|one| (one.due, one.ended - one.due));
+    let count = points().count() as f64;
+    let (x, y) = points().fold((0.0, 0.0), |sum, point| (sum.0 + point.0 / count, sum.1 + point.1 / count));
+    let sums = points().map(|point| (point.0 - x, point.1 - y)).map(|(x, y)| (x * x, x * y, y * y));
+    let (xx, xy, yy) = sums.fold((0.0, 0.0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1, sum.2 + one.2));
+    let slope = xy / xx;
+    let variance = (yy - slope * xy).max(0.0) / ((count - 2.0) * xx);
+    (count > 2.0 && slope.is_finite() && variance.is_finite()).then_some((slope, variance))
 }

@@ -8,6 +8,9 @@ use super::random::Random;
 /// Times a pair of readings is drawn again for the interval of their ratio.
 const DRAWS: usize = 4000;
 
+/// Readings of a set beyond which U is taken for normal.
+pub(super) const MOST_EXACT: usize = 50;
+
 /// Below this the difference is not noise.
 pub const SIGNIFICANCE: f64 = 0.05;
 
@@ -81,13 +84,14 @@ fn median(values: &[f64]) -> f64 {
 /// Two sets of readings of the same thing, one against the other.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Ratio {
-    /// Median of the second set by that of the first.
-    pub ratio: f64,
+    /// Median of the second set by that of the first; `None` if that is 0.
+    pub ratio: Option<f64>,
     /// Lower end of the ratio's 95 % interval: bootstrap over the readings.
-    pub low: f64,
+    pub low: Option<f64>,
     /// Its upper end.
-    pub high: f64,
-    /// Probability of readings that differ so much if nothing differs: Mann-Whitney U, exact, two-sided.
+    pub high: Option<f64>,
+    /// Probability of readings that differ so much if nothing differs: Mann-Whitney U, two-sided; exact for up to 50
+    /// readings each, beyond that by the normal distribution.
     pub p: f64,
     /// What that says.
     pub verdict: Verdict,
@@ -108,32 +112,50 @@ pub enum Verdict {
 }
 
 impl Ratio {
-    /// Of `other` to `base`; `None` if one of them is empty or the base's median is 0.
+    /// Of `other` to `base`; `None` if one of them is empty.
     pub fn of(base: &[f64], other: &[f64]) -> Option<Self> {
-        let ratio = median(other) / median(base);
-        if !ratio.is_finite() {
+        if base.is_empty() || other.is_empty() {
             return None;
         }
+        let ratio = Some(median(other) / median(base)).filter(|ratio| ratio.is_finite());
         let mut random = Random::new(b"bootstra", 0, 0);
         let mut draw = |values: &[f64]| {
             let drawn: Vec<f64> = values.iter().map(|_| values[random.below(values.len())]).collect();
             median(&drawn)
         };
-        let mut ratios: Vec<f64> = (0..DRAWS).map(|_| draw(other) / draw(base)).filter(|r| r.is_finite()).collect();
+        let mut ratios: Vec<f64> = match ratio {
+            Some(_) => (0..DRAWS).map(|_| draw(other) / draw(base)).filter(|ratio| ratio.is_finite()).collect(),
+            None => Vec::new(),
+        };
         ratios.sort_by(f64::total_cmp);
-        let p = mann_whitney(base, other);
-        let verdict = if smallest_p(base.len(), other.len()) > SIGNIFICANCE {
+        let beats = beats(base, other);
+        let (n, m) = (base.len(), other.len());
+        let p = mann_whitney(base, other, beats);
+        let verdict = if smallest_p(n, m) >= SIGNIFICANCE {
             Verdict::TooFewRepeats
-        } else if p > SIGNIFICANCE {
+        } else if p >= SIGNIFICANCE {
             Verdict::WithinNoise
-        } else if ratio > 1.0 {
+        } else if beats > (n * m) as f64 / 2.0 {
             Verdict::Larger
         } else {
             Verdict::Smaller
         };
-        let low = quantile(&ratios, 0.025).unwrap_or(ratio);
-        let high = quantile(&ratios, 0.975).unwrap_or(ratio);
+        let low = quantile(&ratios, 0.025).or(ratio);
+        let high = quantile(&ratios, 0.975).or(ratio);
         Some(Self { ratio, low, high, p, verdict })
+    }
+
+    /// The ratio as tables have it.
+    pub(super) fn in_words(&self) -> String {
+        self.ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.3}"))
+    }
+
+    /// The interval as tables have it.
+    pub(super) fn interval(&self) -> String {
+        match (self.low, self.high) {
+            (Some(low), Some(high)) => format!("{low:.3} to {high:.3}"),
+            _ => "–".to_owned(),
+        }
     }
 }
 
@@ -154,10 +176,10 @@ fn orders(n: usize, m: usize) -> Vec<f64> {
     ways.swap_remove(m)
 }
 
-/// Exact two-sided p of U, ties counting half and the next rarer U taken for them.
-fn mann_whitney(base: &[f64], other: &[f64]) -> f64 {
+/// Pairs in which the second set's reading is the larger; equal ones count half.
+fn beats(base: &[f64], other: &[f64]) -> f64 {
     let pairs = base.iter().flat_map(|a| other.iter().map(move |b| (a, b)));
-    let beats: f64 = pairs
+    pairs
         .map(|(a, b)| {
             if b > a {
                 1.0
@@ -167,7 +189,15 @@ fn mann_whitney(base: &[f64], other: &[f64]) -> f64 {
                 0.0
             }
         })
-        .sum();
+        .sum()
+}
+
+/// Two-sided p of U: exact, ties counting half and the next rarer U taken for them; of many readings by the normal
+/// distribution, corrected for ties and for U being whole.
+fn mann_whitney(base: &[f64], other: &[f64], beats: f64) -> f64 {
+    if base.len().max(other.len()) > MOST_EXACT {
+        return normal_p(base, other, beats);
+    }
     let most = (base.len() * other.len()) as f64;
     let extreme = beats.min(most - beats).ceil() as usize;
     let ways = orders(base.len(), other.len());
@@ -175,10 +205,27 @@ fn mann_whitney(base: &[f64], other: &[f64]) -> f64 {
     (2.0 * ways[..=extreme].iter().sum::<f64>() / all).min(1.0)
 }
 
+/// The same by the normal distribution.
+fn normal_p(base: &[f64], other: &[f64], beats: f64) -> f64 {
+    let deviation = deviation(base, other);
+    let off = ((beats - (base.len() * other.len()) as f64 / 2.0).abs() - 0.5).max(0.0);
+    if deviation > 0.0 { libm::erfc(off / deviation / std::f64::consts::SQRT_2) } else { 1.0 }
+}
+
+/// Standard deviation of U if nothing differs.
+fn deviation(base: &[f64], other: &[f64]) -> f64 {
+    let mut all: Vec<f64> = base.iter().chain(other).copied().collect();
+    all.sort_by(f64::total_cmp);
+    let ties: f64 = all.chunk_by(|a, b| a == b).map(|same| (same.len() as f64).powi(3) - same.len() as f64).sum();
+    let (pairs, count) = ((base.len() * other.len()) as f64, all.len() as f64);
+    (pairs / 12.0 * (count + 1.0 - ties / (count * (count - 1.0)))).sqrt()
+}
+
 /// The smallest p that so many readings can have.
 fn smallest_p(n: usize, m: usize) -> f64 {
-    let ways = orders(n, m);
-    2.0 * ways[0] / ways.iter().sum::<f64>()
+    // Of n + m readings, n can be the smallest in one way only.
+    let ways: f64 = (1..=n).map(|k| (m + k) as f64 / k as f64).product();
+    2.0 / ways
 }
 
 #[cfg(test)]
@@ -197,7 +244,7 @@ mod tests {
     #[test]
     fn mann_whitney_is_exact() {
         let first = [1.0, 2.0, 3.0, 4.0, 5.0];
-        let p = |other: [f64; 5]| mann_whitney(&first, &other);
+        let p = |other: [f64; 5]| mann_whitney(&first, &other, beats(&first, &other));
         assert!((p([6.0, 7.0, 8.0, 9.0, 10.0]) - 2.0 / 252.0).abs() < 1e-12);
         assert!((p([2.5, 6.0, 7.0, 8.0, 9.0]) - 14.0 / 252.0).abs() < 1e-12);
         assert!((p([1.5, 2.5, 3.5, 4.5, 5.5]) - 0.6904761904761905).abs() < 1e-12);
@@ -213,7 +260,33 @@ mod tests {
         assert_eq!(verdict(&slow, &slow), Some(Verdict::WithinNoise));
         assert_eq!(verdict(&slow[..3], &fast[..3]), Some(Verdict::TooFewRepeats));
         assert_eq!(verdict(&slow, &[]), None);
-        let Some(ratio) = Ratio::of(&slow, &fast) else { unreachable!("both have readings") };
-        assert!(ratio.low < ratio.ratio && ratio.ratio < ratio.high && ratio.low > 1.9 && ratio.high < 2.1);
+        let Some(found) = Ratio::of(&slow, &fast) else { unreachable!("both have readings") };
+        let [low, ratio, high] = [found.low, found.ratio, found.high].map(Option::unwrap_or_default);
+        assert!(low < ratio && ratio < high && low > 1.9 && high < 2.1);
+    }
+
+    #[test]
+    fn what_was_never_there_is_told_when_it_comes() {
+        let (none, some) = ([0.0; 5], [0.1, 0.2, 0.1, 0.3, 0.2]);
+        let Some(found) = Ratio::of(&none, &some) else { unreachable!("both have readings") };
+        assert_eq!((found.ratio, found.low, found.verdict), (None, None, Verdict::Larger));
+        assert_eq!(Ratio::of(&some, &none).map(|found| found.verdict), Some(Verdict::Smaller));
+        assert_eq!(Ratio::of(&none, &none).map(|found| found.verdict), Some(Verdict::WithinNoise));
+    }
+
+    #[test]
+    fn many_readings_are_judged_as_few_are() {
+        let set = |count: usize, shift: f64| -> Vec<f64> { (0..count).map(|at| at as f64 + shift).collect() };
+        // The formula, worked out apart from this program.
+        let (first, second) = (set(60, 0.0), set(60, 9.5));
+        let p = mann_whitney(&first, &second, beats(&first, &second));
+        assert!((p - 0.005906794153805787).abs() < 1e-9, "{p}");
+        // Both ways where both can be gone.
+        let (first, second) = (set(MOST_EXACT, 0.0), set(MOST_EXACT, 8.5));
+        let beats = beats(&first, &second);
+        let (exact, normal) = (mann_whitney(&first, &second, beats), normal_p(&first, &second, beats));
+        assert!((normal / exact - 1.0).abs() < 0.1, "{exact} {normal}");
+        let many = Ratio::of(&set(600, 0.0), &set(600, 1000.0)).map(|found| (found.p < 1e-9, found.verdict));
+        assert_eq!(many, Some((true, Verdict::Larger)));
     }
 }

@@ -7,7 +7,7 @@ use super::report::Report;
 /// All readings of a report.
 pub fn csv(report: &Report) -> String {
     let mut writer = ::csv::Writer::from_writer(Vec::new());
-    let fixed = ["target", "load", "concurrency", "rate", "repeat", "order", "seconds", "rows", "failed"];
+    let fixed = ["target", "load", "concurrency", "rate", "repeat", "order", "seconds", "rows", "failed", "errors"];
     let metrics = KNOWN.iter().map(|known| known.name);
     // Writing into memory can't fail, and all lines have the same length.
     let _ = writer.write_record(fixed.into_iter().chain(metrics));
@@ -23,6 +23,8 @@ pub fn csv(report: &Report) -> String {
             line.extend([run.repeat, run.order].map(|n| n.to_string()));
             line.push(run.seconds.to_string());
             line.extend([run.rows, run.failed].map(|n| n.to_string()));
+            let errors: Vec<String> = run.errors.iter().map(|(code, count)| format!("{code}={count}")).collect();
+            line.push(errors.join(" "));
             let value = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
             line.extend(KNOWN.iter().map(|known| value((known.of)(&Source { run, target }))));
             let _ = writer.write_record(line);

@@ -84,8 +84,8 @@ impl Workload {
                 // The number keeps texts apart, so that no cache of prompts knows them.
                 let text = format!("{question} (Note {}.)", random.below(1_000_000));
                 let parts = image.clone().map(Part::Image).into_iter().chain([Part::Text(text)]).collect();
-                let number = draw * count as u64 + at as u64;
-                BenchRow { number, messages: vec![Message { role: Role::User, content: Content::Parts(parts) }] }
+                let number = draw.wrapping_mul(count as u64).wrapping_add(at as u64);
+                BenchRow::new(number, vec![Message { role: Role::User, content: Content::Parts(parts) }])
             })
             .collect()
     }

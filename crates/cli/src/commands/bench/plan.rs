@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use vgen_core::{Fault, SamplingParams};
-use vgen_run::bench::{Load, Prices};
+use vgen_run::bench::Load;
 
+use super::entry::{Entry, Extras};
 use crate::args::BenchCommand;
 use crate::settings::{Origin, Settings};
 use crate::table::Config;
@@ -20,9 +21,22 @@ const CONCURRENCY: [usize; 3] = [1, 4, 16];
 /// New tokens at most, where neither `[sampling]` nor `output_tokens` says; distilabel's default.
 const MAX_NEW_TOKENS: u32 = 128;
 /// Requests in flight of a remote backend by default.
-const IN_FLIGHT: usize = 32;
+pub(super) const IN_FLIGHT: usize = 32;
+/// The most that a remote backend allows.
+const MOST_IN_FLIGHT: usize = 65_536;
 /// Answers computed together of a local backend by default.
 const BATCH: usize = 8;
+
+/// Keys of `[task]` about more than one answer to a row and about what is written.
+const OF_OUTPUT: [&str; 7] = [
+    "name",
+    "num_generations",
+    "group_generations",
+    "add_raw_input",
+    "add_raw_output",
+    "output_mappings",
+    "raw_images",
+];
 
 /// `[bench]`
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -44,26 +58,6 @@ pub(super) struct BenchTable {
     pub(super) out: Option<PathBuf>,
 }
 
-/// What `[[backend]]` says besides the keys of `[backend]`.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Extras {
-    pub(super) name: Option<String>,
-    pub(super) prices: Prices,
-    pub(super) batch_sizes: Vec<usize>,
-    pub(super) virtual_time: bool,
-}
-
-const EXTRAS: [&str; 4] = ["name", "prices", "batch_sizes", "virtual_time"];
-
-/// A backend of the plan.
-#[derive(Clone, Debug)]
-pub(super) struct Entry {
-    pub(super) extras: Extras,
-    /// `[backend]` alone.
-    pub(super) settings: Settings,
-}
-
 /// What to measure.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
@@ -73,7 +67,7 @@ pub(super) struct Plan {
     pub(super) entries: Vec<Entry>,
     pub(super) demo: bool,
     pub(super) out: PathBuf,
-    overwrite: bool,
+    pub(super) overwrite: bool,
 }
 
 impl Plan {
@@ -90,7 +84,7 @@ impl Plan {
             ("--mock", "mock", "model_name", backends.mock),
         ] {
             for spec in specs {
-                plan.entries.push(entry_of(flag, kind, key, &spec)?);
+                plan.entries.push(Entry::of_flag(flag, kind, key, &spec)?);
             }
         }
         let table = &mut plan.table;
@@ -99,7 +93,7 @@ impl Plan {
         table.output_tokens = rows.output_tokens.or(table.output_tokens);
         if rows.workload.is_some() {
             table.workload = rows.workload;
-            plan.settings.unset("input", "path");
+            plan.settings.unset_table("input");
         }
         if let Some(path) = rows.rows {
             table.workload = None;
@@ -111,13 +105,21 @@ impl Plan {
         table.repeats = readings.repeats.or(table.repeats);
         table.warmup = readings.warmup.or(table.warmup);
         table.interleave = if readings.one_by_one { Some(false) } else { table.interleave };
-        table.peak_bandwidth = backends.peak_bandwidth.or(table.peak_bandwidth);
-        table.peak_flops = backends.peak_flops.or(table.peak_flops);
-        table.measure_peaks |= backends.measure_peaks;
+        if backends.measure_peaks {
+            (table.measure_peaks, table.peak_bandwidth, table.peak_flops) = (true, None, None);
+        }
+        if backends.peak_bandwidth.is_some() || backends.peak_flops.is_some() {
+            table.measure_peaks = false;
+            table.peak_bandwidth = backends.peak_bandwidth.or(table.peak_bandwidth);
+            table.peak_flops = backends.peak_flops.or(table.peak_flops);
+        }
         plan.overwrite = readings.overwrite;
         if !backends.batch_sizes.is_empty() {
             let local = |entry: &&mut Entry| entry.kind() == "local";
             plan.entries.iter_mut().filter(local).for_each(|e| e.extras.batch_sizes = backends.batch_sizes.clone());
+            if !plan.has_local() {
+                return Err(ignored("--batch-sizes is for local backends, and there is none"));
+            }
         }
         if demo {
             plan.set_demo();
@@ -125,14 +127,46 @@ impl Plan {
         if let Some(out) = readings.out.or(plan.table.out.take()) {
             plan.out = out;
         }
+        plan.check_ignored()?;
         // Messages are the same for all backends, and Llama sees an image only from text behind it.
-        for (name, value) in [("image_position", json!("first")), ("image_required", json!(false))] {
-            if plan.settings.get("task", name).is_none() {
-                plan.settings.set("task", name, value, Origin::Command("vgen bench"));
-            }
+        if plan.settings.get("task", "image_position").is_none() {
+            let command = Origin::Command("vgen bench");
+            plan.settings.set("task", "image_position", json!("first"), command);
         }
-        plan.fit_backends();
         Ok(plan)
+    }
+
+    fn has_local(&self) -> bool {
+        self.entries.iter().any(|entry| entry.kind() == "local")
+    }
+
+    /// Whether the rows are drawn, and not those of a file.
+    pub(super) fn is_drawn(&self) -> bool {
+        !self.demo && (self.table.workload.is_some() || self.settings.get("input", "path").is_none())
+    }
+
+    /// Refuses what would change nothing.
+    fn check_ignored(&self) -> Result<(), Fault> {
+        let table = &self.table;
+        if table.measure_peaks && (table.peak_bandwidth.is_some() || table.peak_flops.is_some()) {
+            return Err(ignored("measure_peaks and peak_bandwidth or peak_flops exclude each other"));
+        }
+        if (table.measure_peaks || table.peak_bandwidth.is_some() || table.peak_flops.is_some())
+            && !self.demo
+            && !self.has_local()
+        {
+            return Err(ignored("the peaks are those of local backends' devices, and there is none"));
+        }
+        for (table, name, setting) in self.settings.iter() {
+            let why = match table {
+                "run" | "output" => "has no effect on a bench",
+                "task" if OF_OUTPUT.contains(&name) => "has no effect on a bench, which asks for one answer a row",
+                "input" | "task" if self.is_drawn() => "has no effect on rows that are drawn",
+                _ => continue,
+            };
+            return Err(ignored(&format!("{}: [{table}] {name} {why}", setting.origin)));
+        }
+        Ok(())
     }
 
     fn empty() -> Self {
@@ -164,12 +198,8 @@ impl Plan {
             None => Vec::new(),
         };
         for backend in backends {
-            let toml::Value::Table(mut table) = backend else { return Err(wrong("backend", &"expected a table")) };
-            let extras: toml::Table =
-                EXTRAS.iter().filter_map(|name| Some(((*name).to_owned(), table.remove(*name)?))).collect();
-            let extras = extras.try_into().map_err(|error: toml::de::Error| wrong("backend", &error.message()))?;
-            let one = toml::Table::from_iter([("backend".to_owned(), toml::Value::Table(table))]);
-            plan.entries.push(Entry { extras, settings: config_file::settings(one, path)? });
+            let toml::Value::Table(table) = backend else { return Err(wrong("backend", &"expected a table")) };
+            plan.entries.push(Entry::of_table(table, path)?);
         }
         plan.settings = config_file::settings(tables, path)?;
         let folder = path.parent().filter(|folder| *folder != Path::new(""));
@@ -213,17 +243,16 @@ impl Plan {
         }
         let extras = Extras { name: Some("server on loopback".to_owned()), ..Extras::default() };
         self.entries.push(Entry { extras, settings });
-        self.fit_backends();
     }
 
-    /// Defaults that let the loads through: a backend shall not be slowed down by a bound that nobody asked for.
-    fn fit_backends(&mut self) {
-        let most = self
-            .loads()
-            .iter()
-            .map(|load| if let Load::Closed { concurrency } = load { *concurrency } else { 0 })
-            .max();
-        let most = most.unwrap_or(0);
+    /// Defaults that let the loads of so many rows through: a backend shall not be slowed down by a bound that nobody
+    /// asked for.
+    pub(super) fn fit_backends(&mut self, rows: usize) {
+        let of_load = |load: &Load| if let Load::Closed { concurrency } = load { *concurrency } else { 0 };
+        let most = self.loads().iter().map(of_load).max().unwrap_or(0);
+        let is_open = self.is_open();
+        // An open loop sends what is due, whatever is in flight: at most all of it.
+        let in_flight = if is_open { most.max(rows) } else { most };
         for entry in &mut self.entries {
             let kind = entry.kind().to_owned();
             let mut default = |name: &str, value: Value| {
@@ -236,13 +265,21 @@ impl Plan {
                 "inference-endpoints" => {
                     // Without a stream nobody sees the first token.
                     default("stream", json!(true));
-                    if most > IN_FLIGHT {
-                        default("max_in_flight", json!(most));
+                    if in_flight > IN_FLIGHT {
+                        default("max_in_flight", json!(in_flight.min(MOST_IN_FLIGHT)));
+                    }
+                    if is_open {
+                        default("adaptive", json!(false));
                     }
                 }
                 _ => {}
             }
         }
+    }
+
+    /// Whether one of the loads is an open loop.
+    pub(super) fn is_open(&self) -> bool {
+        !self.table.rates.is_empty()
     }
 
     fn loads_are_default(&self) -> bool {
@@ -274,6 +311,9 @@ impl Plan {
         if let Some(count) = self.table.count {
             settings.set("input", "limit", json!(count), Origin::Flag("--count"));
         }
+        if let Some(seed) = self.table.seed {
+            settings.set("sampling", "seed", json!(seed), Origin::Flag("--seed"));
+        }
         resolve::resolve(&settings)
     }
 
@@ -284,63 +324,21 @@ impl Plan {
         if let Some(seed) = self.table.seed {
             sampling.seed = Some(seed);
         }
-        if let Some(tokens) = self.table.output_tokens {
-            sampling.max_new_tokens = Some(tokens);
-            sampling.ignore_eos = true;
-        }
+        self.fix_length(&mut sampling);
         sampling.max_new_tokens.get_or_insert(MAX_NEW_TOKENS);
         Ok(sampling)
     }
 
-    /// Refuses to replace results that are there, before anything is measured.
-    pub(super) fn check_files(&self) -> Result<(), Fault> {
-        let there = |ending: &&str| super::with_ending(&self.out, ending).exists();
-        match [".json", ".md", ".csv", ".html"].into_iter().find(there) {
-            Some(ending) if !self.overwrite => {
-                let path = super::with_ending(&self.out, ending);
-                Err(Fault::stop("output.exists", format!("{} is there already", path.display()))
-                    .with_hint("choose another --out, or replace it with --overwrite"))
-            }
-            _ => Ok(()),
+    /// Answers of exactly so many tokens, if they shall be.
+    pub(super) fn fix_length(&self, sampling: &mut SamplingParams) {
+        if let Some(tokens) = self.table.output_tokens {
+            sampling.max_new_tokens = Some(tokens);
+            sampling.ignore_eos = true;
         }
     }
 }
 
-impl Entry {
-    pub(super) fn kind(&self) -> &str {
-        self.settings.get("backend", "kind").and_then(|kind| kind.value.as_str()).unwrap_or_default()
-    }
-}
-
-/// A backend from a flag's text: its chief key, then `KEY=VALUE` after commas.
-fn entry_of(flag: &'static str, kind: &str, key: &str, spec: &str) -> Result<Entry, Fault> {
-    let wrong = |message: String| {
-        Fault::stop("usage.bench", format!("{flag} {spec}: {message}")).with_hint("write MODEL,key=value,key=value")
-    };
-    let mut parts = spec.split(',');
-    let chief = parts.next().unwrap_or_default();
-    let (mut settings, mut extras) = (Settings::default(), Map::new());
-    settings.set("backend", "kind", json!(kind), Origin::Flag(flag));
-    settings.set("backend", key, json!(chief), Origin::Flag(flag));
-    for part in parts {
-        let (name, text) = part.split_once('=').ok_or_else(|| wrong(format!("{part:?} has no value")))?;
-        // What is no TOML is a text without its quotes.
-        let parsed = format!("value = {text}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("value"));
-        let value = match parsed.map(serde_json::to_value) {
-            Some(Ok(value)) => value,
-            _ => json!(text),
-        };
-        match name.split_once('.') {
-            Some((table, name)) if EXTRAS.contains(&table) => {
-                let inner = extras.entry(table).or_insert_with(|| json!({}));
-                inner[name] = value;
-            }
-            None if EXTRAS.contains(&name) => {
-                extras.insert(name.to_owned(), value);
-            }
-            _ => settings.set("backend", name, value, Origin::Flag(flag)),
-        }
-    }
-    let extras = serde_json::from_value(Value::Object(extras)).map_err(|error| wrong(error.to_string()))?;
-    Ok(Entry { extras, settings })
+/// The fault of what would change nothing.
+fn ignored(message: &str) -> Fault {
+    Fault::stop("config.bench", message).with_hint("leave it out: docs/bench.md says what a bench takes")
 }
