@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 
 use image::{Rgb, RgbImage};
-use vgen_backends::local::{DTypeChoice, EngineReport, LocalBackend, LocalOptions, ModelSource, StepLaunches};
+use vgen_backends::local::{
+    DTypeChoice, DecodeStep, EngineReport, LocalBackend, LocalOptions, ModelSource, StepLaunches,
+};
 use vgen_core::{Backend, Content, Message, Part, PixelTiles, Request, Role, SamplingParams};
 use vgen_mllama::{Checkpoint, CrossKv, Highest, LoadOptions, Model, SelfKv, Sequence};
 use vgen_task::encode_image;
@@ -86,42 +88,94 @@ impl Row {
     }
 }
 
-/// Makes a step of all rows and returns what it made: results of operations, and copies to the host.
-fn step(model: &Model, rows: &mut [Row]) -> (u64, u64) {
-    let copies = model.counters().copies_to_host();
+/// What a step made: results of operations, copies to the host and to the device.
+#[derive(Debug, PartialEq)]
+struct Made {
+    stores: u64,
+    to_host: u64,
+    to_device: u64,
+}
+
+/// Makes a step of all rows, of which each takes its highest token or draws from the highest few.
+fn step(model: &Model, rows: &mut [Row], draws: bool) -> Made {
+    let (to_host, to_device) = (model.counters().copies_to_host(), model.counters().copies_to_device());
     let ids: Vec<u32> = (0..rows.len() as u32).collect();
     let visible = vec![0..1; 1];
+    let temperatures = vec![0.6; rows.len()];
     let stores = stores_of(|| {
         let mut sequences: Vec<_> =
             rows.iter_mut().map(|row| Sequence { kv: &mut row.kv, images: &row.images, visible: &visible }).collect();
         let logits = model.forward(&ids, &mut sequences, &ids).unwrap();
-        let highest = model.highest(&logits).unwrap();
-        assert_eq!(highest.len(), ids.len());
-        assert!(highest.iter().all(|found| matches!(found, Highest::Token(_))));
+        if draws {
+            let top = model.top(&logits, &temperatures).unwrap();
+            assert!(top.len() == ids.len() && top.iter().all(|found| found.is_some()));
+        } else {
+            let highest = model.highest(&logits).unwrap();
+            assert_eq!(highest.len(), ids.len());
+            assert!(highest.iter().all(|found| matches!(found, Highest::Token(_))));
+        }
     });
-    (stores, model.counters().copies_to_host() - copies)
+    let to_host = model.counters().copies_to_host() - to_host;
+    Made { stores, to_host, to_device: model.counters().copies_to_device() - to_device }
+}
+
+fn load(fixed_shapes: bool, read_pages: bool) -> Model {
+    let options = LoadOptions { portable: true, fixed_shapes, read_pages, ..LoadOptions::default() };
+    Model::load(&Checkpoint::folder(checkpoint()), &options, &|_, _| {}).unwrap()
+}
+
+/// Rows of one number of tiles where shapes are fixed: those with another number of keys are looked up apart.
+fn rows(model: &Model, count: usize, fixed_shapes: bool) -> Vec<Row> {
+    (0..count).map(|number| Row::new(model, if fixed_shapes { number * 4 } else { number })).collect()
 }
 
 fn operations_do_not_depend_on_the_batch() {
     for fixed_shapes in [false, true] {
-        let options = LoadOptions { portable: true, fixed_shapes, ..LoadOptions::default() };
-        let model = Model::load(&Checkpoint::folder(checkpoint()), &options, &|_, _| {}).unwrap();
+        let model = load(fixed_shapes, false);
         let text = &model.config().text;
         // What is written in place makes no new store: keys and values of each layer.
         let in_place = 2 * text.self_layers() as u64;
-        let expected = StepLaunches::new(false, false, fixed_shapes).total(text) - in_place;
-        // Not 7: a list of seven words is as large as a store.
-        for count in [1, 2, 5, 32] {
-            // Of one number of tiles where shapes are fixed: rows with another number of keys are looked up apart.
-            let mut rows: Vec<Row> =
-                (0..count).map(|number| Row::new(&model, if fixed_shapes { number * 4 } else { number })).collect();
+        // Not 7: a list of seven words is as large as a store. With fixed shapes products have 64 rows.
+        for count in [1, 2, 5, 32, 100] {
+            let kind = DecodeStep {
+                reads_pages: false,
+                half: false,
+                quantised: false,
+                fixed_shapes,
+                answers: count as u64,
+                text: 16,
+                image: 80,
+            };
+            let expected = StepLaunches::new(kind).total(text) - in_place;
+            assert!(
+                count > 64 || expected == StepLaunches::new(DecodeStep { answers: 1, ..kind }).total(text) - in_place
+            );
+            let mut rows = rows(&model, count, fixed_shapes);
             // The first step finds where the images are, which later ones know.
-            step(&model, &mut rows);
+            step(&model, &mut rows, false);
             for _ in 0..3 {
-                let (stores, copies) = step(&model, &mut rows);
-                assert_eq!(stores, expected, "{count} rows, fixed shapes {fixed_shapes}");
-                assert_eq!(copies, 1, "{count} rows");
+                let made = step(&model, &mut rows, false);
+                assert_eq!((made.stores, made.to_host), (expected, 1), "{count} rows, fixed shapes {fixed_shapes}");
             }
+        }
+    }
+}
+
+/// Ids, cosines, sines, slots and the rows wanted; slots and a mask of the lookup of texts, or three tables each of texts
+/// and images. None is for a layer or a row.
+fn copies_to_the_device_depend_on_nothing() {
+    for (fixed_shapes, read_pages, expected) in
+        [(false, false, 7), (true, false, 7), (false, true, 11), (true, true, 11)]
+    {
+        let model = load(fixed_shapes, read_pages);
+        for count in [1, 5, 32] {
+            let mut rows = rows(&model, count, fixed_shapes);
+            step(&model, &mut rows, false);
+            let made = step(&model, &mut rows, false);
+            assert_eq!((made.to_device, made.to_host), (expected, 1), "{count} rows, pages {read_pages}");
+            // Temperatures go there too.
+            let made = step(&model, &mut rows, true);
+            assert_eq!((made.to_device, made.to_host), (expected + 1, 1), "{count} rows, pages {read_pages}");
         }
     }
 }
@@ -157,14 +211,28 @@ fn only_tokens_leave_the_device() {
     let all_greedy = report(|_| greedy.clone());
     // A step that only reads a part of a prompt chooses no token.
     assert!(all_greedy.copies_to_host <= all_greedy.steps && all_greedy.steps < 12 * 9, "{all_greedy:?}");
-    let sampled =
-        report(|row| SamplingParams { temperature: Some(if row == 3 { 0.7 } else { 0.0 }), ..greedy.clone() });
-    // Of the one row that samples the logits come too, apart from the tokens of the others.
-    assert!(sampled.copies_to_host <= sampled.steps + 9, "{sampled:?}");
+    let drawn = |temperature: f64, top_p: Option<f64>, top_k: Option<u32>| SamplingParams {
+        temperature: Some(temperature),
+        top_p,
+        top_k,
+        ..greedy.clone()
+    };
+    // Rows that draw with a limit leave their highest few there, and the others' tokens go with them.
+    let limited = report(|row| match row % 3 {
+        0 => drawn(0.6, Some(0.5), None),
+        1 => drawn(0.7, Some(0.9), Some(40)),
+        _ => greedy.clone(),
+    });
+    assert!(limited.copies_to_host <= limited.steps, "{limited:?}");
+    // Of the one row that draws without a limit the logits come too, apart from the tokens of the others.
+    let free = report(|row| if row == 3 { drawn(0.7, None, None) } else { greedy.clone() });
+    assert!(free.copies_to_host > free.steps - 12 && free.copies_to_host <= free.steps + 9, "{free:?}");
+    assert!(free.copies_to_device > 0);
 }
 
 #[test]
 fn what_a_step_asks_of_a_device() {
     operations_do_not_depend_on_the_batch();
+    copies_to_the_device_depend_on_nothing();
     only_tokens_leave_the_device();
 }

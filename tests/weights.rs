@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vgen_core::PixelTiles;
-use vgen_mllama::{Checkpoint, CrossKv, LoadOptions, Model, Sequence, WeightType, WeightTypes, quantize};
+use vgen_mllama::{Checkpoint, CrossKv, DType, LoadOptions, Model, Sequence, WeightType, WeightTypes, quantize};
 
 fn fixture(name: &str) -> Checkpoint {
     Checkpoint::folder(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name))
@@ -111,6 +111,31 @@ fn errors_grow_as_bits_get_fewer() {
         assert!(*largest < most && *mean < usual, "{weights}: {largest} {mean}");
     }
     assert!(means[0].2 < means[2].2 && means[1].2 < means[2].2, "{means:?}");
+}
+
+/// The operations that every device has, with weights in blocks and in a half type: as near as the kernels are held to
+/// be in 8 bits, and nearer in f16. A GPU computes so; bf16 has no product on the CPU.
+#[test]
+fn the_portable_path_is_as_near() {
+    let checkpoint = fixture(VISION);
+    let exact = logits(&load(&checkpoint, &options(WeightType::F32)));
+    let scale = exact.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let portable = |weights: WeightType| LoadOptions { portable: true, ..options(weights) };
+    let half = LoadOptions { dtype: DType::F16, kv_dtype: DType::F16, ..portable(WeightType::F32) };
+    let quantised_half = LoadOptions { weights: WeightType::Q8_0.into(), ..half.clone() };
+    for (name, options, most, usual) in [
+        ("f32", portable(WeightType::F32), 1e-4, 1e-5),
+        ("q8_0", portable(WeightType::Q8_0), 0.085, 0.011),
+        ("f16", half, 0.01, 0.001),
+        ("q8_0 beside f16", quantised_half, 0.085, 0.011),
+    ] {
+        let found = logits(&load(&checkpoint, &options));
+        let errors: Vec<f32> = found.iter().zip(&exact).map(|(a, b)| (a - b).abs() / scale).collect();
+        let largest = errors.iter().fold(0f32, |m, e| m.max(*e));
+        let mean = errors.iter().sum::<f32>() / errors.len() as f32;
+        println!("portable {name}: largest {largest:.5}, mean {mean:.5}");
+        assert!(largest < most && mean < usual, "{name}: {largest} {mean}");
+    }
 }
 
 #[test]

@@ -3,8 +3,10 @@
 //! `VGEN_GOLDENS` names another folder of the form of `tests/fixtures/mllama/public`, `VGEN_CHECKPOINTS` the folder of
 //! its checkpoints.
 
-// The fixtures are part of the repository: what is wrong with them is to stop the test at its place. Skipped tests say so.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+// The fixtures are part of the repository: what is wrong with them is to stop the test at its place.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::io::Write as _;
 
 use vgen_backends::local::DeviceChoice;
 
@@ -15,6 +17,8 @@ enum On {
     Kernels,
     /// The operations that every device has, on the CPU.
     Portable,
+    /// The same with the form of attention over pages that a GPU may have a kernel for.
+    Pages,
     /// The same on a GPU.
     Gpu(DeviceChoice),
 }
@@ -28,7 +32,8 @@ fn gpu() -> Option<On> {
             Err(fault) => reasons.push(fault.message),
         }
     }
-    eprintln!("skipped: {}", reasons.join("; "));
+    // Not by a macro, whose text would be kept back.
+    writeln!(std::io::stderr(), "skipped: {}", reasons.join("; ")).unwrap();
     None
 }
 

@@ -23,12 +23,41 @@ on_all_paths!(
     unused_tiles_are_shared_only_where_they_are_equal,
 );
 
+/// What is around a kernel that reads pages: tables of pages, and the rows that it can't take.
+#[test]
+fn reading_pages() {
+    ragged_batches(On::Pages);
+    chunked_prefill(On::Pages);
+}
+
+/// A row whose image a kernel reads has the same bits beside one whose images no kernel reads.
+#[test]
+fn neighbours_do_not_change_how_pages_are_read() {
+    let model = load("tiny-hublike", Reference::Meta, On::Pages);
+    let vocabulary = model.config().text.vocab_size;
+    let row = |name: &str| {
+        let (ids, images, _) = recorded_case(name);
+        Row::new(&model, ids, &images)
+    };
+    let bits = |mut rows: Vec<Row>| {
+        let mut bits = Vec::new();
+        generate(&model, &mut rows, 6, |step, logits| {
+            if step > 0 {
+                bits.extend(logits[..vocabulary].iter().map(|logit| logit.to_bits()));
+            }
+        });
+        bits
+    };
+    assert_eq!(bits(vec![row("photo_jpeg")]), bits(vec![row("photo_jpeg"), row("two_images")]));
+}
+
 fn load(checkpoint: &str, reference: Reference, on: On) -> Model {
     let device = match on {
         On::Gpu(choice) => choice.open().unwrap().device,
         _ => Device::Cpu,
     };
-    let options = LoadOptions { reference, device, portable: on == On::Portable, ..LoadOptions::default() };
+    let portable = matches!(on, On::Portable | On::Pages);
+    let options = LoadOptions { reference, device, portable, read_pages: on == On::Pages, ..LoadOptions::default() };
     Model::load(&Checkpoint::folder(checkpoints().join(checkpoint)), &options, &|_, _| {}).unwrap()
 }
 
@@ -311,8 +340,11 @@ fn chunked_prefill(on: On) {
         for start in (0..ids.len()).step_by(chunk) {
             let part = start..ids.len().min(start + chunk);
             let sequence = Sequence { kv: &mut row.kv, images: &row.images, visible: &row.spans[part.clone()] };
+            // Only the last piece has logits that somebody wants.
             let last = u32::try_from(part.len() - 1).unwrap();
-            logits = values(&model.forward(&ids[part], &mut [sequence], &[last]).unwrap());
+            let wanted = if part.end == ids.len() { vec![last] } else { vec![] };
+            logits = values(&model.forward(&ids[part], &mut [sequence], &wanted).unwrap());
+            assert_eq!(logits.len(), wanted.len() * model.config().text.vocab_size);
         }
         assert_close(&format!("chunks of {chunk}"), &logits, &expected);
     }

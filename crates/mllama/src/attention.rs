@@ -10,13 +10,16 @@
 use std::cell::OnceCell;
 use std::ops::Deref;
 
+use candle_core::quantized::QTensor;
 use candle_core::{DType, Layout, Storage, Tensor, WithDType};
 use vgen_kernels::Element;
 use vgen_kernels::attention::{CausalSequence, CrossSpan, Heads, ImageKeys, Inside};
 use vgen_kernels::attention::{causal_attention, cross_attention, vision_attention};
 
 use crate::error::Result;
+use crate::key_bias::KeyBias;
 use crate::operations::{Mask, Operations};
+use crate::transfer::to_device;
 
 /// Which of two equal ways attention and linear layers are computed.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +52,7 @@ pub(crate) struct ImageTokens {
     /// `[tokens]`: the logarithm of how many equal tokens each stands for, added to its scores as a key.
     pub(crate) key_bias: Vec<f32>,
     /// The same on the device, for the portable path.
-    pub(crate) key_bias_there: OnceCell<Tensor>,
+    pub(crate) key_bias_there: OnceCell<KeyBias>,
 }
 
 /// New tokens of a text, and the keys and values of all its tokens so far, the new ones included.
@@ -62,11 +65,11 @@ pub(crate) struct TextTokens {
 
 /// Consecutive queries and the images that they see: keys, values and what is added to their scores.
 #[derive(Debug)]
-pub(crate) struct SeenImages {
+pub(crate) struct SeenImages<'a> {
     pub(crate) queries: usize,
     pub(crate) images: Vec<(Tensor, Tensor)>,
-    /// `[keys]`, all images' one after the other.
-    pub(crate) key_bias: Option<Tensor>,
+    /// All images' one after the other.
+    pub(crate) key_bias: Option<&'a KeyBias>,
 }
 
 impl Path {
@@ -100,6 +103,14 @@ impl Path {
         self.by_blocks(x, |x| Ok(x.matmul(&weight)?))
     }
 
+    /// [`Path::product`] with a weight in blocks of few bits, in f32.
+    pub(crate) fn quantised(self, x: &Tensor, weight: &QTensor) -> Result<Tensor> {
+        match self {
+            Self::Portable { operations, .. } => self.by_blocks(x, |x| operations.quantised(x, weight)),
+            Self::Kernels { .. } => Err(candle_core::Error::Msg("kernels pack their weights".into()).bt().into()),
+        }
+    }
+
     /// A product of rows; with fixed shapes of [`FIXED_ROWS`] rows at a time.
     pub(crate) fn by_blocks(self, x: &Tensor, product: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
         if !matches!(self, Self::Portable { fixed_shapes: true, .. }) {
@@ -127,14 +138,14 @@ impl Path {
             let (start, tokens, live) = (image.start, image.tokens, image.live);
             let part = |x: &Tensor, from: usize, len: usize| x.narrow(0, start + from, len);
             let bias = match image.key_bias_there.get() {
-                Some(bias) => bias.clone(),
+                Some(bias) => bias,
                 None => {
-                    let bias = Tensor::new(image.key_bias.as_slice(), q.device())?;
-                    image.key_bias_there.get_or_init(|| bias).clone()
+                    let bias = KeyBias::new(to_device(image.key_bias.clone(), image.tokens, q.device())?);
+                    image.key_bias_there.get_or_init(|| bias)
                 }
             };
             let (all_k, all_v) = (part(k, 0, tokens)?, part(v, 0, tokens)?);
-            parts.push(open(operations, &part(q, 0, live)?, &all_k, &all_v, Some(&bias))?);
+            parts.push(open(operations, &part(q, 0, live)?, &all_k, &all_v, Some(bias))?);
             if tokens > live {
                 let (live_k, live_v) = (part(k, 0, live)?, part(v, 0, live)?);
                 parts.push(open(operations, &part(q, live, tokens - live)?, &live_k, &live_v, None)?);
@@ -162,7 +173,7 @@ pub(crate) fn cross_by_kernels(q: &Tensor, runs: &[SeenImages]) -> Result<Tensor
             _ => cross_by_kernel::<f32>(q, runs),
         };
     }
-    let operations = crate::operations::of(q.device());
+    let operations = crate::operations::of(q.device(), false);
     let mut start = 0;
     let mut parts = Vec::with_capacity(runs.len());
     for run in runs {
@@ -172,7 +183,7 @@ pub(crate) fn cross_by_kernels(q: &Tensor, runs: &[SeenImages]) -> Result<Tensor
     Ok(Tensor::cat(&parts, 0)?)
 }
 
-impl SeenImages {
+impl SeenImages<'_> {
     /// Attention of the queries, which are those of this run.
     pub(crate) fn attend(&self, operations: &dyn Operations, q: &Tensor) -> Result<Tensor> {
         let (k, v): (Vec<_>, Vec<_>) = self.images.iter().map(|(k, v)| (k, v)).unzip();
@@ -180,7 +191,7 @@ impl SeenImages {
             [one] => one.to_dtype(q.dtype()),
             many => Tensor::cat(many, 0)?.to_dtype(q.dtype()),
         };
-        open(operations, q, &joined(&k)?, &joined(&v)?, self.key_bias.as_ref())
+        open(operations, q, &joined(&k)?, &joined(&v)?, self.key_bias)
     }
 }
 
@@ -188,12 +199,18 @@ impl SeenImages {
 const QUERY_BLOCK: usize = 256;
 
 /// Every query sees every key.
-fn open(ops: &dyn Operations, q: &Tensor, k: &Tensor, v: &Tensor, key_bias: Option<&Tensor>) -> Result<Tensor> {
+pub(crate) fn open(
+    ops: &dyn Operations,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    key_bias: Option<&KeyBias>,
+) -> Result<Tensor> {
     if let Some(out) = ops.attention(q, k, v, Mask::Open(key_bias))? {
         return Ok(out);
     }
     attend(ops, q, k, v, |scores, _| match key_bias {
-        Some(bias) => Ok(scores.broadcast_add(bias)?),
+        Some(bias) => Ok(scores.broadcast_add(bias.values())?),
         None => Ok(scores),
     })
 }
@@ -229,7 +246,7 @@ fn causal_masks(queries: usize, keys: usize, like: &Tensor) -> Result<Vec<Tensor
             let mask: Vec<f32> = (start..start + len)
                 .flat_map(|query| (0..keys).map(move |key| if key <= past + query { 0.0 } else { f32::NEG_INFINITY }))
                 .collect();
-            Ok(Tensor::from_vec(mask, (len, keys), like.device())?)
+            to_device(mask, (len, keys), like.device())
         })
         .collect()
 }

@@ -13,9 +13,9 @@
 //! | `layer_norm` | norms of the tower | all three | `LayerNorm` | `layernorm_*` | `layernorm_*` |
 //! | `rope_thd` | rotary positions | all three | `RotaryEmbThd` | `rope_thd_*` | `rope_thd_*` |
 //! | `softmax_last_dim` | attention | f32 | `SoftmaxLastDim` | `softmax_f32` | `softmax_f32` |
-//! | `flash_attn_varlen` | attention within images | bf16, f16 | – | feature `flash-attn` | – |
+//! | `flash_attn` | attention within images | bf16, f16 | – | feature `flash-attn` | – |
 //! | `flash_attn_varlen_paged_windowed` | text over text and over images, all rows in one kernel | bf16, f16 | – | feature `flash-attn` | – |
-//! | `sdpa` | attention of one sequence, heads of 32, 64, 72, 80, 96, 128, 256 | all three | – | – | `sdpa_full`, `sdpa_vector`, with two passes |
+//! | `sdpa` | attention of one sequence, heads of 32, 64, 72, 80, 96, 128, 256; of one query 32, 64, 96, 128, 256 | all three | – | – | `sdpa_full`, `sdpa_vector`, with two passes |
 //! | `index_select` by u32 | embeddings, places of keys and values, rows that see images | all three | yes | `is_u32_*` | `is_u32_*` |
 //! | `scatter_set` by u32, in place | new keys and values | all three | yes | `s_u32_*` | `s_u32_*` |
 //! | `slice_set`, in place | keys and values of an image, copies of pages | all three | `copy2d` | `copy2d_*` | copy of 2-d blocks |
@@ -28,18 +28,25 @@
 //! | `affine` | scales, gates | all three | yes | `affine_*` | `affine_*` |
 //! | `silu` | SwiGLU | all three | yes | `usilu_*` | `usilu_*` |
 //! | `gelu_erf` | the tower's layers | all three | yes | `ugelu_erf_*` | `ugelu_erf_*` |
-//! | `max_keepdim`, `min`, `sum` over the last axis | the highest logit | f32 | yes | `fast_max_f32`, `fast_min_f32`, `fast_sum_f32` | the same |
-//! | `broadcast_eq` | the highest logit | f32 to u8 | yes | `eq_f32` | `beq_f32` |
-//! | `where_cond` by u8 | the highest logit | f32 | yes | `where_u8_f32` | `where_u8_f32` |
+//! | `max_keepdim`, `min`, `sum` over the last axis | the highest logits | f32 | yes | `fast_max_f32`, `fast_min_f32`, `fast_sum_f32` | the same |
+//! | `eq`, `broadcast_eq` | the highest logits | f32 to u8 | yes | `eq_f32` | `beq_f32` |
+//! | `where_cond` by u8 | the highest logits | f32 | yes | `where_u8_f32` | `where_u8_f32` |
+//! | `broadcast_sub`, `broadcast_div`, `exp` | the highest logits with a temperature | f32 | yes | `bsub_f32`, `bdiv_f32`, `uexp_f32` | the same |
+//! | `arg_sort_last_dim`, up to 1024 wide | the highest logits | f32 to u32 | yes | `asort_desc_f32` | `asort_desc_f32`, a thread for each value |
+//! | `gather` by u32 | the highest logits | f32 | yes | `gather_u32_f32` | `gather_u32_f32` |
+//! | `to_dtype` | places of the highest logits | u32 to f32 | yes | `cast_u32_f32` | `cast_u32_f32` |
 //!
 //! What is not used because a device lacks it or does it otherwise: `argmax` (which of equal logits it takes depends on
-//! the device), products of bf16 on the CPU (there are none), `where_cond` and `max` in half types, `cumsum` and a sort on
-//! the device (sampling with a temperature is done on the host, from the one row's logits), and convolutions (the patch
-//! embedding is a product of unfolded patches).
+//! the device), products of bf16 on the CPU (there are none), `where_cond` and `max` in half types, `cumsum`, sorts of more
+//! than 1024 values (Metal has no more threads in a group), and convolutions (the patch embedding is a product of unfolded
+//! patches).
 //!
-//! The norms, the rotation and the softmax are behind `crate::operations`, with their plain formulas beside them; a test
-//! holds the two to each other. `flash_attn_varlen` takes no bias, which the exact treatment of padding needs: it is
-//! folded into eight more places of each head, as a sum of three numbers of the half type.
+//! The norms, the rotation, the softmax, the quantised product and attention over pages are behind `crate::operations`,
+//! with their plain formulas beside them; tests hold the two to each other. `flash_attn` takes no bias, and `sdpa` one of
+//! the half type or, of one query, none. The exact treatment of padding needs one in f32: it is folded into more places of
+//! each head (80 becomes 88, on Metal 96), as a sum of three numbers of the half type. What `sdpa` has no size for is
+//! computed by products and the softmax.
 //!
-//! Nothing in the path asks for the values of a tensor but the last step: `Model::highest` copies a number a row, and
-//! `Model::logits` the rows that must be sampled on the host. Loading looks at embeddings of unused tiles once.
+//! Nothing in the path asks for the values of a tensor but the last step: `Model::highest` copies a number a row,
+//! `Model::top` half a kilobyte, and `Model::logits` the rows that need all. Loading looks at embeddings of unused tiles
+//! once.

@@ -79,6 +79,9 @@ pub enum Error {
     /// A sequence doesn't fit the model.
     #[error("sequence: {0}")]
     Sequence(String),
+    /// Keys and values of a row have no room.
+    #[error("no memory for keys and values: {0}")]
+    Memory(String),
     /// The tensor library failed.
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),
@@ -117,6 +120,11 @@ impl From<Error> for Fault {
             Error::Dtype { .. } => (FaultClass::Stop, "model.dtype", "convert the checkpoint to bf16"),
             Error::Image(_) => (FaultClass::Row, "model.image", "the image was prepared for another model"),
             Error::Sequence(_) => (FaultClass::Row, "model.sequence", "shorten the prompt"),
+            Error::Memory(_) => (
+                FaultClass::Row,
+                "row.memory",
+                "allow more memory, fewer new tokens, smaller images or a smaller batch",
+            ),
             Error::Tensor(_) | Error::Kernel(_) => {
                 (FaultClass::Stop, "model.compute", "try a smaller batch or another device")
             }

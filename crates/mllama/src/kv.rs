@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::config::TextConfig;
 use crate::error::{Error, Result};
-use crate::pages::{PAGE, PagePool, Pages};
+use crate::pages::{PAGE, PagePool, PagedLayer, Pages, Places};
 
 /// Keys and values of one sequence for the self-attention layers. Its memory is taken for as many tokens as the
 /// sequence may get, and may grow.
@@ -153,6 +153,15 @@ pub(crate) enum CrossStore {
     Paged(Pages),
 }
 
+/// Where an image's keys and values are read.
+#[derive(Debug)]
+pub(crate) enum CrossPlaces {
+    /// As many from the first on.
+    First(usize),
+    /// In the pool's tensors.
+    Paged(Places, Vec<PagedLayer>),
+}
+
 impl CrossKv {
     /// Vision tokens that text may attend to.
     pub fn live_tokens(&self) -> usize {
@@ -182,19 +191,27 @@ impl CrossKv {
         }
     }
 
-    /// A layer's keys and values of the tokens that `unseeing` text attends to, all, or that other text sees.
-    pub(crate) fn layer(&self, layer: usize, unseeing: bool) -> Result<(Tensor, Tensor)> {
+    /// Where the tokens lie that `unseeing` text attends to, all, or that other text sees: for all layers.
+    pub(crate) fn places(&self, unseeing: bool) -> Result<CrossPlaces> {
         let tokens = if unseeing { self.tokens } else { self.live_tokens };
         match &self.store {
-            CrossStore::Own(layers) => {
+            CrossStore::Own(_) => Ok(CrossPlaces::First(tokens)),
+            CrossStore::Paged(pages) => Ok(CrossPlaces::Paged(pages.places(tokens)?, pages.pool().layers())),
+        }
+    }
+
+    /// A layer's keys and values of the tokens at `places`.
+    pub(crate) fn layer(&self, layer: usize, places: &CrossPlaces) -> Result<(Tensor, Tensor)> {
+        match (&self.store, places) {
+            (CrossStore::Own(layers), CrossPlaces::First(tokens)) => {
                 let (k, v) = &layers[layer];
-                Ok((k.narrow(0, 0, tokens)?, v.narrow(0, 0, tokens)?))
+                Ok((k.narrow(0, 0, *tokens)?, v.narrow(0, 0, *tokens)?))
             }
-            CrossStore::Paged(pages) => {
-                let places = pages.places(tokens)?;
-                let (k, v) = &pages.pool().layers()[layer];
+            (CrossStore::Paged(_), CrossPlaces::Paged(places, layers)) => {
+                let (k, v) = &layers[layer];
                 Ok((places.of(k)?, places.of(v)?))
             }
+            _ => Err(Error::Image("keys and values of an image lie elsewhere".into())),
         }
     }
 }

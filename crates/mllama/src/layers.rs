@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
-use candle_core::{DType, Device, Module, Tensor};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Device, Tensor};
 use vgen_kernels::quant::BlockFormat;
 use vgen_kernels::tensor::{self as kernels, After, InputNorm, Layer};
 use vgen_kernels::{Format, PackedLinear};
 
 use crate::attention::Path;
 use crate::error::Result;
+use crate::transfer::to_device;
 use crate::weight_type::WeightTypes;
 use crate::weights::{Stored, Weights};
 
@@ -89,7 +90,7 @@ impl Loader<'_> {
         let wide = self.weights.tensor(name, shape, DType::F32, &Device::Cpu)?.reshape((outputs, inputs))?;
         let blocks = QTensor::quantize_onto(&wide, ggml, self.device)?;
         self.weights.release(name);
-        Ok(Weight::Quantised(QMatMul::from_qtensor(blocks)?, self.path))
+        Ok(Weight::Quantised(blocks, self.path))
     }
 
     pub(crate) fn rms_norm(&self, name: &str, size: usize, eps: f64) -> Result<RmsNorm> {
@@ -131,7 +132,9 @@ impl Table {
     /// The given rows, `[rows, width]`.
     pub(crate) fn rows(&self, rows: &[u32]) -> Result<Tensor> {
         match &self.rows {
-            TableRows::Tensor(table) => Ok(table.index_select(&Tensor::new(rows, &self.device)?, 0)?),
+            TableRows::Tensor(table) => {
+                Ok(table.index_select(&to_device(rows.to_vec(), rows.len(), &self.device)?, 0)?)
+            }
             TableRows::InMap { weights, name, shape } => {
                 let raw = weights.raw(name, shape)?;
                 let width = shape[1];
@@ -161,7 +164,7 @@ enum Weight {
     /// For candle's product.
     Dense(Tensor, Path),
     /// For candle's product with blocks of few bits, which takes and gives f32.
-    Quantised(QMatMul, Path),
+    Quantised(QTensor, Path),
     /// For the CPU kernels.
     Packed(PackedLinear),
     /// In the file's memory map; packed part by part whenever it is used.
@@ -199,12 +202,14 @@ impl Linear {
         }
     }
 
-    fn alone(&self, x: &Tensor) -> Result<Tensor> {
+    /// `wide` is `x` in f32, where other layers need it too.
+    fn alone(&self, x: &Tensor, wide: Option<&Tensor>) -> Result<Tensor> {
         let y = match &self.weight {
             Weight::Packed(weight) => weight.forward_tensor(x)?,
             Weight::Dense(weight, path) => path.product(x, weight)?,
             Weight::Quantised(weight, path) => {
-                path.by_blocks(x, |x| Ok(weight.forward(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())?))?
+                let wide = wide.map_or_else(|| x.to_dtype(DType::F32), |wide| Ok(wide.clone()))?;
+                path.quantised(&wide, weight)?.to_dtype(x.dtype())?
             }
             Weight::InMap { .. } => return self.mapped(x, After::Nothing),
         };
@@ -216,7 +221,7 @@ impl Linear {
 
     /// From the memory map, some outputs at a time: the same bits as with the weight packed whole. `after` is no residual.
     fn mapped(&self, x: &Tensor, after: After<'_>) -> Result<Tensor> {
-        let Weight::InMap { weights, name, shape } = &self.weight else { return self.alone(x) };
+        let Weight::InMap { weights, name, shape } = &self.weight else { return self.alone(x, None) };
         let raw = weights.raw(name, shape)?;
         let (outputs, inputs) = (shape[0], shape[1..].iter().product());
         let rows = x.dim(0)?;
@@ -250,11 +255,17 @@ fn products<const N: usize>(
         None => {
             let normed = norm.map(|norm| norm.forward(x)).transpose()?;
             let x = normed.as_ref().unwrap_or(x);
+            let wide = match layers.iter().any(|layer| matches!(layer.weight, Weight::Quantised(..))) {
+                true => Some(x.to_dtype(DType::F32)?),
+                false => None,
+            };
             let alone = |layer: &&Linear| match (after, &layer.weight) {
-                (After::Gelu, Weight::Dense(..) | Weight::Quantised(..)) => Ok(layer.alone(x)?.gelu_erf()?),
+                (After::Gelu, Weight::Dense(..) | Weight::Quantised(..)) => {
+                    Ok(layer.alone(x, wide.as_ref())?.gelu_erf()?)
+                }
                 (after, Weight::InMap { .. }) => layer.mapped(x, after),
-                (After::Gelu, _) => Ok(kernels::gelu_erf(&layer.alone(x)?)?),
-                _ => layer.alone(x),
+                (After::Gelu, _) => Ok(kernels::gelu_erf(&layer.alone(x, None)?)?),
+                _ => layer.alone(x, wide.as_ref()),
             };
             layers.iter().map(alone).collect::<Result<Vec<_>>>()?
         }

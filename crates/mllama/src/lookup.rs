@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::error::Result;
 use crate::operations::Operations;
+use crate::transfer::to_device;
 
 /// Keys of a gathered row are a multiple of this.
 const KEYS: usize = 64;
@@ -16,14 +17,15 @@ const GATHERED: usize = 1 << 18;
 
 /// Where paged attention finds its sequences.
 #[derive(Debug)]
-#[cfg_attr(not(feature = "flash-attn"), expect(dead_code, reason = "for the kernel that reads pages"))]
 pub(crate) struct PageTables {
     /// `[sequences + 1]`: where the queries of each begin and end, and likewise for keys.
     pub(crate) query_ends: Tensor,
     pub(crate) key_ends: Tensor,
     /// `[sequences, pages]`.
     pub(crate) pages: Tensor,
+    #[cfg_attr(not(feature = "flash-attn"), expect(dead_code, reason = "for the kernel that reads pages"))]
     pub(crate) most_queries: usize,
+    #[cfg_attr(not(feature = "flash-attn"), expect(dead_code, reason = "for the kernel that reads pages"))]
     pub(crate) most_keys: usize,
 }
 
@@ -36,7 +38,8 @@ impl PageTables {
                 *end += count as u32;
                 Some(*end)
             }));
-            Tensor::new(ends, device)
+            let count = ends.len();
+            to_device(ends, count, device)
         };
         let width = sequences.iter().map(|(_, _, pages)| pages.len()).max().unwrap_or(0).max(1);
         let pages: Vec<u32> = sequences
@@ -46,10 +49,26 @@ impl PageTables {
         Ok(Self {
             query_ends: ends(&mut sequences.iter().map(|s| s.0))?,
             key_ends: ends(&mut sequences.iter().map(|s| s.1))?,
-            pages: Tensor::from_vec(pages, (sequences.len(), width), device)?,
+            pages: to_device(pages, (sequences.len(), width), device)?,
             most_queries: sequences.iter().map(|s| s.0).max().unwrap_or(0),
             most_keys: sequences.iter().map(|s| s.1).max().unwrap_or(0),
         })
+    }
+}
+
+/// What spreads slots over the key heads, made once for a model.
+#[derive(Debug)]
+pub(crate) struct KeyHeads {
+    /// `[1]`.
+    count: Tensor,
+    /// `[1, heads, 1]`.
+    places: Tensor,
+}
+
+impl KeyHeads {
+    pub(crate) fn new(count: usize, device: &Device) -> Result<Self> {
+        let places = (0..count as u32).collect();
+        Ok(Self { count: to_device(vec![count as u32], 1, device)?, places: to_device(places, (1, count, 1), device)? })
     }
 }
 
@@ -57,7 +76,6 @@ impl PageTables {
 #[derive(Debug)]
 pub(crate) struct Lookup {
     groups: Vec<Group>,
-    rows: usize,
     /// Puts the rows of the groups back in order.
     order: Option<Tensor>,
 }
@@ -78,7 +96,7 @@ struct Group {
 impl Lookup {
     /// For rows with the given slots. With `fixed_shapes` a row's keys are filled up to a number that depends on the
     /// row alone.
-    pub(crate) fn new(rows: &[Vec<u32>], kv_heads: usize, fixed_shapes: bool, device: &Device) -> Result<Self> {
+    pub(crate) fn new(rows: &[Vec<u32>], heads: &KeyHeads, fixed_shapes: bool, device: &Device) -> Result<Self> {
         let most = rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |row: &Vec<u32>| match fixed_shapes {
             true => row.len().max(KEYS).next_power_of_two(),
@@ -90,7 +108,7 @@ impl Lookup {
         for same in order.chunk_by(|&a, &b| width(&rows[a]) == width(&rows[b])) {
             let keys = width(&rows[same[0]]);
             for part in same.chunks((GATHERED / keys).max(1)) {
-                groups.push(Group::new(rows, part, keys, kv_heads, device)?);
+                groups.push(Group::new(rows, part, keys, heads, device)?);
             }
         }
         let back = if order.iter().enumerate().all(|(at, &row)| at == row) {
@@ -98,13 +116,9 @@ impl Lookup {
         } else {
             let mut back = vec![0u32; rows.len()];
             order.iter().enumerate().for_each(|(at, &row)| back[row] = at as u32);
-            Some(Tensor::new(back, device)?)
+            Some(to_device(back, rows.len(), device)?)
         };
-        Ok(Self { groups, rows: rows.len(), order: back })
-    }
-
-    pub(crate) fn rows(&self) -> usize {
-        self.rows
+        Ok(Self { groups, order: back })
     }
 
     /// Queries `[rows, heads, d]` over keys and values `[pages, PAGE, kv_heads, d]`.
@@ -122,7 +136,7 @@ impl Lookup {
 }
 
 impl Group {
-    fn new(rows: &[Vec<u32>], part: &[usize], keys: usize, kv_heads: usize, device: &Device) -> Result<Self> {
+    fn new(rows: &[Vec<u32>], part: &[usize], keys: usize, heads: &KeyHeads, device: &Device) -> Result<Self> {
         let mut slots = Vec::with_capacity(part.len() * keys);
         let mut mask = Vec::with_capacity(part.len() * keys);
         for &row in part {
@@ -132,15 +146,13 @@ impl Group {
             mask.resize(slots.len(), f32::NEG_INFINITY);
         }
         // Spread over the heads on the device: that many indices needn't be copied.
-        let slots = Tensor::from_vec(slots, (part.len(), 1, keys), device)?;
-        let first = slots.broadcast_mul(&Tensor::new(&[kv_heads as u32], device)?)?;
-        let heads = Tensor::from_vec((0..kv_heads as u32).collect::<Vec<_>>(), (1, kv_heads, 1), device)?;
-        let gather = first.broadcast_add(&heads)?.flatten_all()?;
+        let slots = to_device(slots, (part.len(), 1, keys), device)?;
+        let gather = slots.broadcast_mul(&heads.count)?.broadcast_add(&heads.places)?.flatten_all()?;
         let select = match part.len() == rows.len() && part.is_sorted() {
             true => None,
-            false => Some(Tensor::new(part.iter().map(|&row| row as u32).collect::<Vec<_>>(), device)?),
+            false => Some(to_device(part.iter().map(|&row| row as u32).collect(), part.len(), device)?),
         };
-        let mask = Tensor::from_vec(mask, (part.len(), 1, keys), device)?;
+        let mask = to_device(mask, (part.len(), 1, keys), device)?;
         Ok(Self { select, rows: part.len(), keys, gather, mask })
     }
 

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Shape, Tensor, WithDType};
 use vgen_core::PixelTiles;
 use vgen_kernels::attention::Inside;
 
 use crate::attention::Path;
 use crate::checkpoint::Checkpoint;
+use crate::choose::Chooser;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::kv::{CrossKv, SelfKv};
@@ -17,6 +18,7 @@ use crate::operations;
 use crate::reference::Reference;
 use crate::tensors;
 use crate::text::{Sequence, TextModel};
+use crate::transfer::{copies_to_device, to_device};
 use crate::vision::{Observer, VisionStates, VisionTower};
 use crate::weight_type::{WeightType, WeightTypes};
 
@@ -41,6 +43,11 @@ pub struct LoadOptions {
     /// With these operations, give every product of the text layers the same number of rows, so that no row's numbers
     /// depend on the other rows of a step. The kernels for the CPU need no such thing.
     pub fixed_shapes: bool,
+    /// With these operations, most bytes of keys and values of texts and images together.
+    pub kv_memory: Option<u64>,
+    /// With these operations on the CPU, attend over pages as a GPU's one kernel for it does, sequence by sequence: slow,
+    /// to test what is around that kernel.
+    pub read_pages: bool,
 }
 
 impl Default for LoadOptions {
@@ -54,6 +61,8 @@ impl Default for LoadOptions {
             reference: Reference::default(),
             portable: false,
             fixed_shapes: true,
+            kv_memory: None,
+            read_pages: false,
         }
     }
 }
@@ -65,12 +74,18 @@ pub struct Counters {
     image_projections: AtomicU64,
     tokens: AtomicU64,
     pub(crate) copies_to_host: AtomicU64,
+    copies_to_device: AtomicU64,
 }
 
 impl Counters {
     /// Results that were copied from the device.
     pub fn copies_to_host(&self) -> u64 {
         self.copies_to_host.load(Ordering::Relaxed)
+    }
+
+    /// Copies to the device after loading: ids, positions, places and pixels.
+    pub fn copies_to_device(&self) -> u64 {
+        self.copies_to_device.load(Ordering::Relaxed)
     }
 
     /// Images that went through the vision tower.
@@ -89,6 +104,18 @@ impl Counters {
     }
 }
 
+/// Counts copies to the device until it is dropped.
+struct Counting<'a> {
+    counters: &'a Counters,
+    before: u64,
+}
+
+impl Drop for Counting<'_> {
+    fn drop(&mut self) {
+        self.counters.copies_to_device.fetch_add(copies_to_device() - self.before, Ordering::Relaxed);
+    }
+}
+
 /// A checkpoint ready to run: Llama-3.2-Vision, or a plain Llama without the vision part.
 #[derive(Debug)]
 pub struct Model {
@@ -96,6 +123,7 @@ pub struct Model {
     text: TextModel,
     vision: Option<(VisionTower, Projector)>,
     pub(crate) counters: Counters,
+    pub(crate) chooser: Chooser,
     portable: bool,
 }
 
@@ -112,7 +140,8 @@ impl Model {
         let weights = Arc::new(checkpoint.weights()?);
         weights.check(&tensors::expected(&config))?;
         let path = if !options.device.is_cpu() || options.dtype != DType::F32 || options.portable {
-            Path::Portable { operations: operations::of(&options.device), fixed_shapes: options.fixed_shapes }
+            let operations = operations::of(&options.device, options.read_pages);
+            Path::Portable { operations, fixed_shapes: options.fixed_shapes }
         } else if options.weights.all == Some(WeightType::F32) {
             Path::Kernels { inside: Inside::F32 }
         } else {
@@ -138,7 +167,14 @@ impl Model {
             }
             None => None,
         };
-        Ok(Self { config, text, vision, counters: Counters::default(), portable: path.operations().is_some() })
+        if let Some(bytes) = options.kv_memory {
+            text.limit_pages(bytes);
+        }
+        let chooser = Chooser::new(config.text.vocab_size, &options.device)?;
+        // Weights are copied by this thread's stream, and used by that of the thread that runs the model.
+        text.synchronize()?;
+        let (counters, portable) = (Counters::default(), path.operations().is_some());
+        Ok(Self { config, text, vision, counters, chooser, portable })
     }
 
     /// The numbers of the network.
@@ -154,6 +190,30 @@ impl Model {
     /// What was computed so far.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Counts the copies to the device that this thread makes from now on.
+    fn counting(&self) -> Counting<'_> {
+        Counting { counters: &self.counters, before: copies_to_device() }
+    }
+
+    /// `values` as a tensor on the device of `like`.
+    pub(crate) fn to_device<T: WithDType>(
+        &self,
+        values: Vec<T>,
+        shape: impl Into<Shape>,
+        like: &Tensor,
+    ) -> Result<Tensor> {
+        let _counting = self.counting();
+        to_device(values, shape, like.device())
+    }
+
+    /// Waits until the device has done what it was told.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn synchronize(&self) -> Result<()> {
+        self.text.synchronize()
     }
 
     /// The vision tower, if the model has one.
@@ -174,6 +234,7 @@ impl Model {
         if images.is_empty() {
             return Ok(Vec::new());
         }
+        let _counting = self.counting();
         let outputs = tower.forward(images, observer.as_deref_mut().map(|o| o as Observer))?;
         self.counters.images_encoded.fetch_add(images.len() as u64, Ordering::Relaxed);
         let mut encoded = Vec::with_capacity(images.len());
@@ -198,7 +259,7 @@ impl Model {
     }
 
     /// Runs a step over flat tokens of several sequences and returns the logits of the tokens `wanted`,
-    /// `[wanted, vocabulary]` in f32.
+    /// `[wanted, vocabulary]` in f32; of none, where a step only reads pieces of prompts, an empty tensor on the host.
     pub fn forward(&self, ids: &[u32], sequences: &mut [Sequence], wanted: &[u32]) -> Result<Tensor> {
         self.forward_observed(ids, sequences, wanted, None)
     }
@@ -212,6 +273,7 @@ impl Model {
         observer: Option<Observer>,
     ) -> Result<Tensor> {
         self.counters.tokens.fetch_add(ids.len() as u64, Ordering::Relaxed);
+        let _counting = self.counting();
         Ok(self.text.forward(ids, sequences, wanted, observer)?.to_dtype(DType::F32)?)
     }
 }

@@ -2,12 +2,16 @@
 //!
 //! Which operation exists where is in the [table](crate::devices).
 
+use std::cell::OnceCell;
 use std::fmt::Debug;
 
+use candle_core::quantized::QTensor;
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::{ops, rotary_emb};
 
+use crate::attention::{causal, open};
 use crate::error::Result;
+use crate::key_bias::KeyBias;
 use crate::lookup::PageTables;
 
 /// Operations that a device may have one kernel for. What is not overridden is made of plain operations, which every
@@ -46,7 +50,12 @@ pub(crate) trait Operations: Debug + Sync {
         Ok(ops::softmax(x, D::Minus1)?)
     }
 
-    /// Attention of one sequence; `key_bias` `[keys]` is added to the scores. `None` if there is no kernel for it.
+    /// `x wᵀ` in f32 with a weight in blocks of few bits, `x` `[rows, inputs]` in f32.
+    fn quantised(&self, x: &Tensor, weight: &QTensor) -> Result<Tensor> {
+        Ok(x.matmul(&weight.dequantize(x.device())?.t()?)?)
+    }
+
+    /// Attention of one sequence. `None` if there is no kernel for it.
     fn attention(&self, _: &Tensor, _: &Tensor, _: &Tensor, _: Mask) -> Result<Option<Tensor>> {
         Ok(None)
     }
@@ -65,21 +74,22 @@ pub(crate) trait Operations: Debug + Sync {
 /// Which keys a query sees.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Mask<'a> {
-    /// All, with what is added to their scores, `[keys]` in f32.
+    /// All, with what is added to their scores.
     Open(
         #[cfg_attr(
             not(any(feature = "flash-attn", feature = "metal")),
             expect(dead_code, reason = "for their kernels")
         )]
-        Option<&'a Tensor>,
+        Option<&'a KeyBias>,
     ),
     /// Those before it; the last query sees all.
     Causal,
 }
 
-/// The operations of a device.
-pub(crate) fn of(device: &Device) -> &'static dyn Operations {
+/// The operations of a device. On the CPU, with those that read pages on request.
+pub(crate) fn of(device: &Device, read_pages: bool) -> &'static dyn Operations {
     match device {
+        Device::Cpu if read_pages => &Paged,
         Device::Cpu => &Candle,
         #[cfg(feature = "flash-attn")]
         Device::Cuda(_) => &flash::Flash,
@@ -120,10 +130,13 @@ impl Operations for Candle {
     fn softmax(&self, x: &Tensor) -> Result<Tensor> {
         Ok(ops::softmax_last_dim(x)?)
     }
+
+    fn quantised(&self, x: &Tensor, weight: &QTensor) -> Result<Tensor> {
+        Ok(x.apply_op1_no_bwd(weight)?)
+    }
 }
 
 /// The other operations of a device with its own attention.
-#[cfg(any(feature = "flash-attn", feature = "metal"))]
 macro_rules! as_candle {
     () => {
         fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
@@ -141,7 +154,43 @@ macro_rules! as_candle {
         fn softmax(&self, x: &Tensor) -> Result<Tensor> {
             Candle.softmax(x)
         }
+
+        fn quantised(&self, x: &Tensor, weight: &QTensor) -> Result<Tensor> {
+            Candle.quantised(x, weight)
+        }
     };
+}
+
+/// The operations of every device with the formula of attention over pages: sequence by sequence, with a look at the
+/// tables. What is around the kernels that read pages is tested with it.
+#[derive(Debug)]
+struct Paged;
+
+impl Operations for Paged {
+    as_candle!();
+
+    fn reads_pages(&self, _: DType, _: DType) -> bool {
+        true
+    }
+
+    fn paged(&self, q: &Tensor, k: &Tensor, v: &Tensor, tables: &PageTables, is_causal: bool) -> Result<Tensor> {
+        let (query_ends, key_ends) = (tables.query_ends.to_vec1::<u32>()?, tables.key_ends.to_vec1::<u32>()?);
+        let mut parts = Vec::with_capacity(query_ends.len());
+        for (sequence, (queries, keys)) in query_ends.windows(2).zip(key_ends.windows(2)).enumerate() {
+            let pages = tables.pages.get(sequence)?;
+            let of = |x: &Tensor| -> Result<Tensor> {
+                let read = x.index_select(&pages, 0)?.flatten(0, 1)?;
+                Ok(read.narrow(0, 0, (keys[1] - keys[0]) as usize)?.to_dtype(q.dtype())?)
+            };
+            let q = q.narrow(0, queries[0] as usize, (queries[1] - queries[0]) as usize)?;
+            // One query is the last and sees all.
+            parts.push(match is_causal && q.dim(0)? > 1 {
+                true => causal(self, &q, &of(k)?, &of(v)?, &OnceCell::new())?,
+                false => open(self, &q, &of(k)?, &of(v)?, None)?,
+            });
+        }
+        Ok(Tensor::cat(&parts, 0)?)
+    }
 }
 
 /// Flash attention (Dao 2023) on CUDA: for f16 and bf16, from compute capability 8.0.
@@ -163,29 +212,18 @@ mod flash {
         as_candle!();
 
         fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask) -> Result<Option<Tensor>> {
-            let (queries, _, head_dim) = q.dims3()?;
+            let head_dim = q.dim(2)?;
             if !Self::takes(q.dtype(), k.dtype()) || head_dim % 8 != 0 {
                 return Ok(None);
             }
             let scale = 1.0 / (head_dim as f64).sqrt();
             let (q, k, v) = match mask {
-                Mask::Open(Some(bias)) => fold_bias(q, k, v, bias, scale)?,
+                Mask::Open(Some(bias)) => bias.fold(q, k, v, scale, 8)?,
                 _ => (q.clone(), k.clone(), v.clone()),
             };
-            let ends = |count: usize| Tensor::new(&[0u32, count as u32], q.device());
-            let keys = k.dim(0)?;
+            let [q, k, v] = [q.unsqueeze(0)?, k.unsqueeze(0)?, v.unsqueeze(0)?];
             let causal = matches!(mask, Mask::Causal);
-            let out = candle_flash_attn::flash_attn_varlen(
-                &q,
-                &k,
-                &v,
-                &ends(queries)?,
-                &ends(keys)?,
-                queries,
-                keys,
-                scale as f32,
-                causal,
-            )?;
+            let out = candle_flash_attn::flash_attn(&q, &k, &v, scale as f32, causal)?.squeeze(0)?;
             Ok(Some(out.narrow(2, 0, head_dim)?.contiguous()?))
         }
 
@@ -215,6 +253,20 @@ mod flash {
     }
 }
 
+/// The head size with which Metal's `sdpa` takes attention of one sequence, with room for a folded bias; `None` if it
+/// has no kernel for it. One query takes the vector kernels, which are there for fewer sizes.
+#[cfg(any(feature = "metal", test))]
+fn sdpa_head(queries: usize, keys: usize, head_dim: usize, biased: bool) -> Option<usize> {
+    const FULL: [usize; 7] = [32, 64, 72, 80, 96, 128, 256];
+    const VECTOR: [usize; 5] = [32, 64, 96, 128, 256];
+    let sizes = if queries == 1 { &VECTOR[..] } else { &FULL[..] };
+    let found = match biased {
+        true => sizes.iter().find(|size| **size >= head_dim + 3),
+        false => sizes.iter().find(|size| **size == head_dim),
+    };
+    found.copied().filter(|_| queries <= keys)
+}
+
 /// `scaled_dot_product_attention` of Metal: for the head sizes that it has.
 #[cfg(feature = "metal")]
 mod sdpa {
@@ -227,100 +279,26 @@ mod sdpa {
         as_candle!();
 
         fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask) -> Result<Option<Tensor>> {
-            let (queries, heads, head_dim) = q.dims3()?;
-            let keys = k.dim(0)?;
-            let sizes = [32, 64, 72, 80, 96, 128, 256];
-            // One query takes the vector kernel, which reads no mask.
+            let (queries, _, head_dim) = q.dims3()?;
             let biased = matches!(mask, Mask::Open(Some(_)));
-            if q.dtype() != k.dtype() || !sizes.contains(&head_dim) || queries > keys || (queries == 1 && biased) {
+            let Some(size) = sdpa_head(queries, k.dim(0)?, head_dim, biased) else { return Ok(None) };
+            if q.dtype() != k.dtype() {
                 return Ok(None);
             }
-            let by_head = |x: &Tensor| x.transpose(0, 1)?.unsqueeze(0)?.contiguous();
-            let bias = match mask {
-                Mask::Open(Some(bias)) => {
-                    Some(bias.to_dtype(q.dtype())?.reshape((1, 1, 1, keys))?.broadcast_as((1, heads, queries, keys))?)
-                }
-                _ => None,
-            };
-            let causal = matches!(mask, Mask::Causal) && queries > 1;
             let scale = 1.0 / (head_dim as f32).sqrt();
-            let out = ops::sdpa(&by_head(q)?, &by_head(k)?, &by_head(v)?, bias.as_ref(), causal, scale, 1.0)?;
+            // Its masks are of the type of the queries, too coarse for a count of padding.
+            let (q, k, v) = match mask {
+                Mask::Open(Some(bias)) => bias.fold(q, k, v, f64::from(scale), size - head_dim)?,
+                _ => (q.clone(), k.clone(), v.clone()),
+            };
+            let by_head = |x: &Tensor| x.transpose(0, 1)?.unsqueeze(0)?.contiguous();
+            let causal = matches!(mask, Mask::Causal) && queries > 1;
+            let out = ops::sdpa(&by_head(&q)?, &by_head(&k)?, &by_head(&v)?, None, causal, scale, 1.0)?;
+            let out = out.narrow(3, 0, head_dim)?;
             Ok(Some(out.squeeze(0)?.transpose(0, 1)?.contiguous()?))
         }
     }
 }
 
-/// Queries, keys and values whose plain attention adds `bias` `[keys]` to the scores, for kernels that take no bias:
-/// eight more places a head (kernels want multiples of 8). The keys have the bias there as a sum of three numbers of
-/// the half type, which is as good as f32; the queries have what cancels the scale.
-#[cfg(any(feature = "flash-attn", test))]
-fn fold_bias(q: &Tensor, k: &Tensor, v: &Tensor, bias: &Tensor, scale: f64) -> Result<(Tensor, Tensor, Tensor)> {
-    const PLACES: usize = 8;
-    let dtype = q.dtype();
-    // A power of two near 1 / scale, so that the product is exact; the rest goes to the bias.
-    let power = (1.0 / scale).log2().round().exp2();
-    let mut rest = (bias.to_dtype(DType::F32)? * (1.0 / (power * scale)))?;
-    let mut parts = Vec::with_capacity(PLACES);
-    for _ in 0..3 {
-        let part = rest.to_dtype(dtype)?;
-        rest = (rest - part.to_dtype(DType::F32)?)?;
-        parts.push(part);
-    }
-    parts.resize(PLACES, bias.zeros_like()?.to_dtype(dtype)?);
-    let keys = Tensor::stack(&parts, 1)?.unsqueeze(1)?;
-    let of = |x: &Tensor, places: &Tensor| -> Result<Tensor> {
-        let (tokens, heads, _) = x.dims3()?;
-        Ok(Tensor::cat(&[x, &places.broadcast_as((tokens, heads, PLACES))?.contiguous()?], 2)?)
-    };
-    let one = (Tensor::ones((1, 1, PLACES), DType::F32, q.device())? * power)?.to_dtype(dtype)?;
-    let nothing = Tensor::zeros((1, 1, PLACES), dtype, q.device())?;
-    Ok((of(q, &one)?, of(k, &keys)?, of(v, &nothing)?))
-}
-
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)] // a failed call is a failed test
-
-    use super::*;
-
-    fn random(shape: &[usize]) -> Tensor {
-        Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
-    }
-
-    fn assert_close(a: &Tensor, b: &Tensor, tolerance: f32) {
-        assert_eq!(a.dims(), b.dims());
-        let error = (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
-        assert!(error < tolerance, "off by {error}");
-    }
-
-    #[test]
-    fn the_fused_operations_are_the_plain_ones() {
-        let (x, w, b) = (random(&[5, 3, 16]), random(&[16]), random(&[16]));
-        assert_close(&Candle.rms_norm(&x, &w, 1e-5).unwrap(), &Plain.rms_norm(&x, &w, 1e-5).unwrap(), 1e-5);
-        let (fused, plain) = (Candle.layer_norm(&x, &w, &b, 1e-5), Plain.layer_norm(&x, &w, &b, 1e-5));
-        assert_close(&fused.unwrap(), &plain.unwrap(), 1e-5);
-        let (cos, sin) = (random(&[5, 8]), random(&[5, 8]));
-        assert_close(&Candle.rope(&x, &cos, &sin).unwrap(), &Plain.rope(&x, &cos, &sin).unwrap(), 1e-5);
-        assert_close(&Candle.softmax(&x).unwrap(), &Plain.softmax(&x).unwrap(), 1e-6);
-    }
-
-    /// Scores over the widened heads are the scores with the bias: to f32 in f32, and no worse in bf16 than bf16 is.
-    #[test]
-    fn a_folded_bias_is_added_to_the_scores() {
-        let (q, k, v) = (random(&[4, 2, 80]), random(&[6, 2, 80]), random(&[6, 2, 80]));
-        let bias = Tensor::new(&[0f32, 0.0, 3f32.ln(), 28f32.ln(), 7f32.ln(), 21f32.ln()], &Device::Cpu).unwrap();
-        let scale = 1.0 / 80f64.sqrt();
-        let scores = |q: &Tensor, k: &Tensor| {
-            let (q, k) = (q.to_dtype(DType::F32).unwrap(), k.to_dtype(DType::F32).unwrap());
-            let (q, k) = (q.transpose(0, 1).unwrap().contiguous().unwrap(), k.permute((1, 2, 0)).unwrap());
-            (q.matmul(&k.contiguous().unwrap()).unwrap() * scale).unwrap()
-        };
-        for dtype in [DType::F32, DType::BF16] {
-            let [q, k, v] = [&q, &k, &v].map(|x| x.to_dtype(dtype).unwrap());
-            let (wide_q, wide_k, wide_v) = fold_bias(&q, &k, &v, &bias, scale).unwrap();
-            assert_eq!(wide_v.dims(), [6, 2, 88]);
-            let expected = scores(&q, &k).broadcast_add(&bias).unwrap();
-            assert_close(&scores(&wide_q, &wide_k), &expected, 1e-5);
-        }
-    }
-}
+mod tests;

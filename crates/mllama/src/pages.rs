@@ -6,11 +6,13 @@
 //! what a broken image left there).
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::transfer::to_device;
 
 /// Tokens of a page: what paged flash attention wants is a multiple of 32.
 pub(crate) const PAGE: usize = 32;
@@ -21,15 +23,31 @@ const FIRST_PAGES: usize = 64;
 /// Keys and values of a layer, each `[pages, PAGE, kv_heads, d]`.
 pub(crate) type PagedLayer = (Tensor, Tensor);
 
+/// What a page holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PageShape {
+    pub(crate) layers: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+}
+
 /// The pages of all sequences, or of all images.
 #[derive(Debug)]
 pub(crate) struct PagePool {
-    layers: usize,
-    kv_heads: usize,
-    head_dim: usize,
+    shape: PageShape,
     dtype: DType,
     device: Device,
     state: Mutex<State>,
+    budget: Arc<Budget>,
+    /// The pool with which it shares the budget.
+    other: Weak<PagePool>,
+}
+
+/// Bytes that pools may take together, and that they take.
+#[derive(Debug)]
+struct Budget {
+    most: AtomicU64,
+    taken: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -53,8 +71,27 @@ impl Drop for Page {
 }
 
 impl PagePool {
-    pub(crate) fn new(layers: usize, kv_heads: usize, head_dim: usize, dtype: DType, device: &Device) -> Arc<Self> {
-        Arc::new(Self { layers, kv_heads, head_dim, dtype, device: device.clone(), state: Mutex::default() })
+    /// Two pools with one budget, which is without a limit at first.
+    pub(crate) fn pair(shapes: [PageShape; 2], dtype: DType, device: &Device) -> (Arc<Self>, Arc<Self>) {
+        let budget = Arc::new(Budget { most: AtomicU64::new(u64::MAX), taken: AtomicU64::new(0) });
+        let pool = |shape, other: Weak<Self>| {
+            let (device, budget, state) = (device.clone(), Arc::clone(&budget), Mutex::default());
+            Self { shape, dtype, device, state, budget, other }
+        };
+        let mut second = None;
+        let first = Arc::new_cyclic(|first| {
+            let made = Arc::new(pool(shapes[1], first.clone()));
+            let other = Arc::downgrade(&made);
+            second = Some(made);
+            pool(shapes[0], other)
+        });
+        let second = second.unwrap_or_else(|| Arc::clone(&first));
+        (first, second)
+    }
+
+    /// Lets both pools together take at most so many bytes.
+    pub(crate) fn limit(&self, bytes: u64) {
+        self.budget.most.store(bytes, Ordering::Relaxed);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -63,7 +100,8 @@ impl PagePool {
 
     /// Bytes of a page, all layers together.
     pub(crate) fn page_bytes(&self) -> u64 {
-        (2 * self.layers * PAGE * self.kv_heads * self.head_dim * self.dtype.size_in_bytes()) as u64
+        let PageShape { layers, kv_heads, head_dim } = self.shape;
+        (2 * layers * PAGE * kv_heads * head_dim * self.dtype.size_in_bytes()) as u64
     }
 
     /// The tensors as they are now; they are others after the pool grew.
@@ -87,29 +125,100 @@ impl PagePool {
         Ok(ids.into_iter().map(|id| Arc::new(Page { id, pool: Arc::clone(self) })).collect())
     }
 
-    /// Layer by layer, so that only one is there twice at a time.
+    /// Makes room for `count` free pages: by a quarter if there is room for it, else for as many as are wanted, else for
+    /// what the other pool can spare.
     fn grow(&self, state: &mut State, count: usize) -> Result<()> {
         // One more than is wanted: page 0.
-        let missing = count - state.free.len() + usize::from(state.pages == 0);
-        let pages = (state.pages + missing).max(state.pages * 5 / 4).max(FIRST_PAGES);
-        let shape = (pages, PAGE, self.kv_heads, self.head_dim);
-        let larger = |old: Option<&Tensor>| -> Result<Tensor> {
-            let new = Tensor::zeros(shape, self.dtype, &self.device)?;
-            if let Some(old) = old {
-                new.slice_set(old, 0, 0)?;
+        let least = state.pages + count - state.free.len() + usize::from(state.pages == 0);
+        let most =
+            self.budget.most.load(Ordering::Relaxed).saturating_sub(self.others_bytes(state)) / self.page_bytes();
+        let usual = least.max(state.pages * 5 / 4).max(FIRST_PAGES).min(most as usize);
+        if usual >= least && self.enlarge(state, usual).is_ok() {
+            return Ok(());
+        }
+        if let Some(other) = self.other.upgrade() {
+            other.shrink();
+        }
+        let most = self.budget.most.load(Ordering::Relaxed).saturating_sub(self.others_bytes(state));
+        let wanted = least as u64 * self.page_bytes();
+        if wanted > most {
+            return Err(Error::Memory(format!("{wanted} bytes of pages, {most} are left for them")));
+        }
+        self.enlarge(state, least).map_err(|error| Error::Memory(format!("{wanted} bytes of pages: {error}")))
+    }
+
+    /// Bytes that the other pool takes.
+    fn others_bytes(&self, own: &State) -> u64 {
+        self.budget.taken.load(Ordering::Relaxed).saturating_sub(own.pages as u64 * self.page_bytes())
+    }
+
+    /// Gives back the memory behind the last page that is in use.
+    fn shrink(&self) {
+        // Another thread that holds it is growing it, and needs what it has.
+        let Ok(mut state) = self.state.try_lock() else { return };
+        let mut pages = state.pages;
+        while pages > 1 && state.free.contains(&(pages as u32 - 1)) {
+            pages -= 1;
+        }
+        // Page 0 goes with the last one.
+        let pages = if pages <= 1 { 0 } else { pages };
+        if pages < state.pages {
+            drop(state.free.split_off(&(pages as u32)));
+            self.count(&mut state, pages);
+            // A layer that can't be copied keeps its room for the next time.
+            let _ = self.resize_layers(&mut state, pages, pages);
+        }
+    }
+
+    /// If it fails the pool is as large as it was: layers that have more room already keep it for the next time.
+    fn enlarge(&self, state: &mut State, pages: usize) -> Result<()> {
+        let used = state.pages;
+        self.resize_layers(state, pages, used)?;
+        state.free.extend(used.max(1) as u32..pages as u32);
+        self.count(state, pages);
+        Ok(())
+    }
+
+    fn count(&self, state: &mut State, pages: usize) {
+        let bytes = |pages: usize| pages as u64 * self.page_bytes();
+        self.budget.taken.fetch_add(bytes(pages), Ordering::Relaxed);
+        self.budget.taken.fetch_sub(bytes(state.pages), Ordering::Relaxed);
+        state.pages = pages;
+    }
+
+    /// Gives each layer's tensors room for `pages`, with the first `used` as they are: layer by layer, so that only one
+    /// is there twice at a time.
+    fn resize_layers(&self, state: &mut State, pages: usize, used: usize) -> Result<()> {
+        if pages == 0 {
+            state.tensors.clear();
+            return Ok(());
+        }
+        let PageShape { layers, kv_heads, head_dim } = self.shape;
+        let resized = |old: Option<&Tensor>| -> Result<Tensor> {
+            let new = Tensor::zeros((pages, PAGE, kv_heads, head_dim), self.dtype, &self.device)?;
+            if let Some(old) = old
+                && used > 0
+            {
+                new.slice_set(&old.narrow(0, 0, used)?, 0, 0)?;
             }
             Ok(new)
         };
-        for layer in 0..self.layers {
+        for layer in 0..layers {
             let old = state.tensors.get(layer);
-            let new = (larger(old.map(|(k, _)| k))?, larger(old.map(|(_, v)| v))?);
+            let has = match old {
+                Some((keys, _)) => keys.dim(0)?,
+                None => 0,
+            };
+            // Room that an earlier growth left behind is as good.
+            if has == pages || (used < pages && has > pages) {
+                continue;
+            }
+            let new = (resized(old.map(|(k, _)| k))?, resized(old.map(|(_, v)| v))?);
             match state.tensors.get_mut(layer) {
                 Some(old) => *old = new,
                 None => state.tensors.push(new),
             }
         }
-        state.free.extend(state.pages.max(1) as u32..pages as u32);
-        state.pages = pages;
         Ok(())
     }
 }
@@ -194,7 +303,7 @@ impl Pages {
             return Ok(Places::Range { start, tokens });
         }
         let slots: Vec<u32> = self.slots(0..tokens).collect();
-        Ok(Places::Slots(Tensor::new(slots, &self.pool.device)?))
+        Ok(Places::Slots(to_device(slots, tokens, &self.pool.device)?))
     }
 
     /// Writes a layer's keys and values of tokens from the first on, each `[tokens, kv_heads, d]`.
@@ -246,8 +355,13 @@ mod tests {
 
     use super::*;
 
+    fn pools() -> (Arc<PagePool>, Arc<PagePool>) {
+        let shape = PageShape { layers: 2, kv_heads: 1, head_dim: 4 };
+        PagePool::pair([shape; 2], DType::F32, &Device::Cpu)
+    }
+
     fn pool() -> Arc<PagePool> {
-        PagePool::new(2, 1, 4, DType::F32, &Device::Cpu)
+        pools().0
     }
 
     fn filled(tokens: usize, value: f32) -> Tensor {
@@ -313,5 +427,53 @@ mod tests {
         scatter(&pool.layers()[1].0, &index, &filled(1, 8.0)).unwrap();
         assert_eq!(first_values(&fork, PAGE + 6)[PAGE + 4..], [1.0, 8.0]);
         assert_eq!(first_values(&prompt, PAGE + 6)[PAGE + 4..], [1.0, 0.0]);
+    }
+
+    /// Pools never take more than they may, and what one gave back the other has.
+    #[test]
+    fn pools_share_a_budget() {
+        let (texts, images) = pools();
+        let most = 300;
+        texts.limit(most * texts.page_bytes());
+        let taken = || texts.budget.taken.load(Ordering::Relaxed) / texts.page_bytes();
+        let kept = Pages::new(&texts, 20 * PAGE).unwrap();
+        write(&kept, 20 * PAGE, 4.0);
+        let many = Pages::new(&texts, 200 * PAGE).unwrap();
+        assert!(taken() <= most);
+        let error = Pages::new(&images, 150 * PAGE).unwrap_err();
+        assert!(matches!(error, Error::Memory(_)), "{error}");
+        assert!(Pages::new(&images, 50 * PAGE).is_ok());
+        drop(many);
+        let images = Pages::new(&images, 270 * PAGE).unwrap();
+        assert!(taken() <= most, "{}", taken());
+        drop(images);
+        // What was there before is there still, and there is room again.
+        assert_eq!(first_values(&kept, 20 * PAGE), vec![4.0; 20 * PAGE]);
+        drop(Pages::new(&texts, 270 * PAGE).unwrap());
+        assert!(Pages::new(&texts, 300 * PAGE).is_err());
+    }
+
+    /// Growth that failed half way leaves a layer with more room, which neither a smaller nor a larger growth minds.
+    #[test]
+    fn growth_that_failed_can_be_tried_again() {
+        let pool = pool();
+        let first = Pages::new(&pool, 10 * PAGE).unwrap();
+        write(&first, 10 * PAGE, 2.0);
+        {
+            let mut state = pool.lock();
+            let larger = || {
+                let larger = Tensor::zeros((500, PAGE, 1, 4), DType::F32, &Device::Cpu).unwrap();
+                larger.slice_set(&state.tensors[0].0, 0, 0).unwrap();
+                larger
+            };
+            let layer = (larger(), larger());
+            state.tensors[0] = layer;
+        }
+        let more = Pages::new(&pool, 100 * PAGE).unwrap();
+        write(&more, 100 * PAGE, 3.0);
+        let most = Pages::new(&pool, 600 * PAGE).unwrap();
+        write(&most, 600 * PAGE, 5.0);
+        assert_eq!(first_values(&first, 10 * PAGE), vec![2.0; 10 * PAGE]);
+        assert_eq!(first_values(&more, 100 * PAGE), vec![3.0; 100 * PAGE]);
     }
 }

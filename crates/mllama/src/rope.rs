@@ -5,6 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use crate::attention::Path;
 use crate::config::{RopeConfig, RopeScaling, TextConfig};
 use crate::error::Result;
+use crate::transfer::to_device;
 
 /// Cosines and sines by position, computed in f32 as transformers does.
 #[derive(Clone, Debug)]
@@ -37,8 +38,8 @@ impl Rope {
             }
         }
         let shape = (positions.len(), half);
-        let cos = Tensor::from_vec(cos, shape, device)?.to_dtype(dtype)?;
-        let sin = Tensor::from_vec(sin, shape, device)?.to_dtype(dtype)?;
+        let cos = to_device(cos, shape, device)?.to_dtype(dtype)?;
+        let sin = to_device(sin, shape, device)?.to_dtype(dtype)?;
         Ok((cos, sin))
     }
 }

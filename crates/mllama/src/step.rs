@@ -8,10 +8,12 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::attention::{Path, SeenImages, causal};
 use crate::error::{Error, Result};
-use crate::kv::{CrossKv, SelfKv};
-use crate::lookup::{Lookup, PageTables};
+use crate::key_bias::KeyBias;
+use crate::kv::{CrossKv, CrossPlaces, SelfKv};
+use crate::lookup::{KeyHeads, Lookup, PageTables};
 use crate::operations::Operations;
 use crate::pages::{PAGE, PagedLayer, Places, scatter};
+use crate::transfer::to_device;
 
 /// The tokens of a step with what fills them up to a number of rows that doesn't depend on them.
 #[derive(Debug)]
@@ -72,7 +74,10 @@ impl Rows {
         for (i, &row) in rows.iter().enumerate() {
             replace[row as usize] = (filled.rows + i) as u32;
         }
-        let index = RowIndex { select: Tensor::new(rows, device)?, replace: Tensor::new(replace, device)? };
+        let index = RowIndex {
+            select: to_device(rows.to_vec(), rows.len(), device)?,
+            replace: to_device(replace, filled.rows, device)?,
+        };
         Ok(Self { count: rows.len(), index: Some(index) })
     }
 
@@ -93,32 +98,52 @@ impl Rows {
     }
 }
 
-/// Queries of which some have one row each and are looked up together, the others are consecutive.
+/// Queries of which some are selected to be answered together, the others are consecutive.
 #[derive(Debug)]
 struct Order {
-    /// Rows of single queries; `None` if they are the first ones.
-    singles: Option<Tensor>,
-    /// Puts the results, singles first, in the order of the queries; `None` if they are.
+    selected: Vec<Selected>,
+    /// Puts the results, selections first, in the order of the queries; `None` if they are.
     back: Option<Tensor>,
 }
 
+#[derive(Debug)]
+enum Selected {
+    /// One after the other.
+    Range(Range<usize>),
+    /// `[rows]`.
+    Rows(Tensor),
+}
+
 impl Order {
-    fn new(singles: &[u32], others: &[Range<usize>], device: &Device) -> Result<Self> {
-        let first = singles.iter().enumerate().all(|(at, &row)| at == row as usize);
-        if first {
-            return Ok(Self { singles: None, back: None });
+    /// The selections one after the other, empty ones included, then the others.
+    fn new(selections: &[&[u32]], others: &[Range<usize>], device: &Device) -> Result<Self> {
+        let mut order: Vec<u32> = selections.concat();
+        let all_selected = order.len();
+        order.extend(others.iter().cloned().flatten().map(|row| row as u32));
+        let in_order = order[..all_selected].iter().enumerate().all(|(at, &row)| at == row as usize);
+        let mut selected = Vec::with_capacity(selections.len());
+        for rows in selections {
+            let start = rows.first().map_or(0, |&row| row as usize);
+            selected.push(match rows.windows(2).all(|pair| pair[1] == pair[0] + 1) {
+                true => Selected::Range(start..start + rows.len()),
+                false => Selected::Rows(to_device(rows.to_vec(), rows.len(), device)?),
+            });
         }
-        let rows: Vec<usize> =
-            singles.iter().map(|&row| row as usize).chain(others.iter().cloned().flatten()).collect();
-        let mut back = vec![0u32; rows.len()];
-        rows.iter().enumerate().for_each(|(at, &row)| back[row] = at as u32);
-        Ok(Self { singles: Some(Tensor::new(singles, device)?), back: Some(Tensor::new(back, device)?) })
+        let back = if in_order {
+            None
+        } else {
+            let mut back = vec![0u32; order.len()];
+            order.iter().enumerate().for_each(|(at, &row)| back[row as usize] = at as u32);
+            Some(to_device(back, order.len(), device)?)
+        };
+        Ok(Self { selected, back })
     }
 
-    fn singles(&self, q: &Tensor, count: usize) -> Result<Tensor> {
-        match &self.singles {
-            Some(rows) => Ok(q.index_select(rows, 0)?),
-            None => Ok(q.narrow(0, 0, count)?),
+    /// The queries of a selection.
+    fn of(&self, selection: usize, q: &Tensor) -> Result<Tensor> {
+        match &self.selected[selection] {
+            Selected::Range(rows) => Ok(q.narrow(0, rows.start, rows.len())?),
+            Selected::Rows(rows) => Ok(q.index_select(rows, 0)?),
         }
     }
 
@@ -138,8 +163,9 @@ pub(crate) struct Paging<'a> {
     pub(crate) fixed_shapes: bool,
     pub(crate) dtype: DType,
     pub(crate) kv_dtype: DType,
-    pub(crate) kv_heads: usize,
-    pub(crate) head_dim: usize,
+    pub(crate) heads: &'a KeyHeads,
+    /// Values of a token's keys.
+    pub(crate) width: usize,
     pub(crate) device: &'a Device,
 }
 
@@ -200,16 +226,15 @@ impl PagedTexts {
             }
         }
         let tokens = slots.len();
-        let width = paging.kv_heads * paging.head_dim;
-        let write = Tensor::from_vec(slots, (tokens, 1), device)?.broadcast_as((tokens, width))?.contiguous()?;
+        let write = to_device(slots, (tokens, 1), device)?.broadcast_as((tokens, paging.width))?.contiguous()?;
         let read = if paging.reads_pages() {
             Read::Kernel(PageTables::new(&tables, device)?)
         } else {
             let ranges: Vec<_> = others.iter().map(|other| other.tokens.clone()).collect();
-            let order = Order::new(&single_rows, &ranges, device)?;
+            let order = Order::new(&[&single_rows], &ranges, device)?;
             let singles = match singles.is_empty() {
                 true => None,
-                false => Some(Lookup::new(&singles, paging.kv_heads, paging.fixed_shapes, device)?),
+                false => Some(Lookup::new(&singles, paging.heads, paging.fixed_shapes, device)?),
             };
             Read::Parts { singles, others, order }
         };
@@ -232,7 +257,7 @@ impl PagedTexts {
         };
         let mut parts = Vec::with_capacity(1 + others.len());
         if let Some(singles) = singles {
-            parts.push(singles.attend(self.operations, &order.singles(q, singles.rows())?, keys, values)?);
+            parts.push(singles.attend(self.operations, &order.of(0, q)?, keys, values)?);
         }
         for other in others {
             let q = q.narrow(0, other.tokens.start, other.tokens.len())?;
@@ -254,7 +279,7 @@ pub(crate) struct Run<'a> {
 
 impl Run<'_> {
     /// What is added to the scores of a run that attends to everything.
-    fn key_bias(&self, device: &Device) -> Result<Option<Tensor>> {
+    fn key_bias(&self, device: &Device) -> Result<Option<KeyBias>> {
         if !self.unseeing {
             return Ok(None);
         }
@@ -266,37 +291,44 @@ impl Run<'_> {
                 None => Tensor::zeros(image.live_tokens, DType::F32, device),
             })
             .collect::<candle_core::Result<Vec<_>>>()?;
-        Ok(Some(Tensor::cat(&biases, 0)?))
+        Ok(Some(KeyBias::new(Tensor::cat(&biases, 0)?)))
     }
 }
 
 /// What cross-attention layers need to know of a step: who attends to which images.
 #[derive(Debug)]
 pub(crate) struct CrossStep<'a> {
-    runs: Vec<(Run<'a>, Option<Tensor>)>,
+    /// All of them, or those that the pages are not read for together.
+    alone: Vec<AloneRun<'a>>,
     /// Tokens that attend to images.
     pub(crate) attending: Rows,
     /// Those of them that see them.
     pub(crate) seeing: Rows,
     paged: Option<PagedImages>,
+    is_empty: bool,
 }
 
+/// A run that attends by itself.
+#[derive(Debug)]
+struct AloneRun<'a> {
+    run: Run<'a>,
+    /// Its rows among those that attend.
+    rows: Range<usize>,
+    key_bias: Option<KeyBias>,
+    places: Vec<CrossPlaces>,
+}
+
+/// How runs that needn't attend by themselves read their images: which way depends on the run alone, so that a row's
+/// numbers don't depend on what other rows look at.
 #[derive(Debug)]
 struct PagedImages {
     operations: &'static dyn Operations,
     layers: Vec<PagedLayer>,
-    read: ImageRead,
-}
-
-#[derive(Debug)]
-enum ImageRead {
-    Kernel(PageTables),
-    /// Runs of one token together; the others, by their number and rows, one by one.
-    Parts {
-        singles: Option<Arc<Lookup>>,
-        others: Vec<(usize, Range<usize>)>,
-        order: Order,
-    },
+    /// Runs of one image, by one kernel.
+    kernel: Option<PageTables>,
+    /// Other runs of one token.
+    singles: Option<Arc<Lookup>>,
+    order: Order,
 }
 
 /// The latest lookup of images: it is the same as long as no row joins or leaves.
@@ -317,7 +349,7 @@ impl LatestLookup {
         {
             return Ok(Arc::clone(&known.lookup));
         }
-        let lookup = Arc::new(Lookup::new(&slots, paging.kv_heads, paging.fixed_shapes, paging.device)?);
+        let lookup = Arc::new(Lookup::new(&slots, paging.heads, paging.fixed_shapes, paging.device)?);
         *latest = Some(Known { slots, lookup: Arc::clone(&lookup) });
         Ok(lookup)
     }
@@ -336,23 +368,34 @@ impl<'a> CrossStep<'a> {
         };
         let attending = Rows::new(&rows(&mut runs.iter()), filled, device)?;
         let seeing = Rows::new(&rows(&mut runs.iter().filter(|run| !run.unseeing)), filled, device)?;
-        let paged = match paging {
-            Some((paging, latest)) if !runs.is_empty() => Some(PagedImages::new(&runs, paging, latest)?),
-            _ => None,
+        let is_empty = runs.is_empty();
+        let mut start = 0;
+        let placed = runs.into_iter().map(|run| {
+            let rows = start..start + run.tokens.len();
+            start = rows.end;
+            (run, rows)
+        });
+        let (paged, alone) = match paging {
+            Some((paging, latest)) if !is_empty => {
+                let (paged, alone) = PagedImages::new(placed, paging, latest)?;
+                (Some(paged), alone)
+            }
+            _ => (None, placed.collect()),
         };
-        let runs = runs
+        let alone = alone
             .into_iter()
-            .map(|run| {
-                let bias = run.key_bias(device)?;
-                Ok((run, bias))
+            .map(|(run, rows)| {
+                let key_bias = run.key_bias(device)?;
+                let places = run.images.iter().map(|image| image.places(run.unseeing)).collect::<Result<_>>()?;
+                Ok(AloneRun { run, rows, key_bias, places })
             })
             .collect::<Result<_>>()?;
-        Ok(Self { runs, attending, seeing, paged })
+        Ok(Self { alone, attending, seeing, paged, is_empty })
     }
 
     /// Whether no token attends to an image.
     pub(crate) fn is_empty(&self) -> bool {
-        self.runs.is_empty()
+        self.is_empty
     }
 
     /// Attention of the attending tokens' queries in a layer: `[rows, heads * d]`.
@@ -365,75 +408,79 @@ impl<'a> CrossStep<'a> {
 
     fn attend_tokens(&self, layer: usize, q: &Tensor) -> Result<Tensor> {
         let Some(paged) = &self.paged else {
-            let seen = self.runs.iter().map(|run| seen(run, layer)).collect::<Result<Vec<_>>>()?;
+            let seen = self.alone.iter().map(|run| run.seen(layer)).collect::<Result<Vec<_>>>()?;
             return crate::attention::cross_by_kernels(q, &seen);
         };
-        let (singles, others, order) = match &paged.read {
-            ImageRead::Kernel(tables) => {
-                let (keys, values) = &paged.layers[layer];
-                return paged.operations.paged(q, keys, values, tables, false);
+        let mut parts = Vec::with_capacity(2 + self.alone.len());
+        if let Some((keys, values)) = paged.layers.get(layer) {
+            if let Some(tables) = &paged.kernel {
+                parts.push(paged.operations.paged(&paged.order.of(0, q)?, keys, values, tables, false)?);
             }
-            ImageRead::Parts { singles, others, order } => (singles, others, order),
-        };
-        let mut parts = Vec::with_capacity(1 + others.len());
-        if let Some(singles) = singles {
-            let (keys, values) = &paged.layers[layer];
-            parts.push(singles.attend(paged.operations, &order.singles(q, singles.rows())?, keys, values)?);
+            if let Some(singles) = &paged.singles {
+                parts.push(singles.attend(paged.operations, &paged.order.of(1, q)?, keys, values)?);
+            }
         }
-        for (run, rows) in others {
-            let q = q.narrow(0, rows.start, rows.len())?;
-            parts.push(seen(&self.runs[*run], layer)?.attend(paged.operations, &q)?);
+        for alone in &self.alone {
+            let q = q.narrow(0, alone.rows.start, alone.rows.len())?;
+            parts.push(alone.seen(layer)?.attend(paged.operations, &q)?);
         }
-        order.joined(parts)
+        paged.order.joined(parts)
     }
 }
 
-/// What a run's tokens see in a layer.
-fn seen((run, key_bias): &(Run, Option<Tensor>), layer: usize) -> Result<SeenImages> {
-    let images = run.images.iter().map(|image| image.layer(layer, run.unseeing)).collect::<Result<_>>()?;
-    Ok(SeenImages { queries: run.tokens.len(), images, key_bias: key_bias.clone() })
+impl AloneRun<'_> {
+    /// What the tokens see in a layer.
+    fn seen(&self, layer: usize) -> Result<SeenImages<'_>> {
+        let placed = self.run.images.iter().zip(&self.places);
+        let images = placed.map(|(image, places)| image.layer(layer, places)).collect::<Result<_>>()?;
+        Ok(SeenImages { queries: self.rows.len(), images, key_bias: self.key_bias.as_ref() })
+    }
 }
 
+/// A run and its rows among those that attend.
+type PlacedRun<'a> = (Run<'a>, Range<usize>);
+
 impl PagedImages {
-    fn new(runs: &[Run], paging: Paging, latest: &LatestLookup) -> Result<Self> {
+    /// How the runs read pages, and those that attend by themselves.
+    fn new<'a>(
+        runs: impl Iterator<Item = PlacedRun<'a>>,
+        paging: Paging,
+        latest: &LatestLookup,
+    ) -> Result<(Self, Vec<PlacedRun<'a>>)> {
         let pages = |image: &CrossKv| {
             let pages = image.pages().cloned();
             pages.ok_or_else(|| Error::Image("keys and values of an image aren't in pages".into()))
         };
-        let layers = match runs.iter().find_map(|run| run.images.first()) {
-            Some(image) => pages(image)?.pool().layers(),
-            None => Vec::new(),
-        };
-        // A page that an image doesn't fill can't be in the middle of what a kernel reads.
-        let kernel = paging.reads_pages() && runs.iter().all(|run| run.images.len() == 1 && !run.unseeing);
-        let (mut singles, mut single_rows, mut others, mut tables) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut start = 0;
-        for (number, run) in runs.iter().enumerate() {
-            let queries = run.tokens.len();
-            if kernel {
-                let image = &run.images[0];
-                let ids = pages(image)?.ids().take(image.live_tokens.div_ceil(PAGE)).collect();
-                tables.push((queries, image.live_tokens, ids));
-            } else if queries == 1 && !run.unseeing {
-                let mut slots = Vec::new();
-                for image in run.images {
-                    slots.extend(pages(image)?.slots(0..image.live_tokens));
-                }
-                singles.push(slots);
-                single_rows.push(start as u32);
-            } else {
-                others.push((number, start..start + queries));
+        let mut layers = Vec::new();
+        let (mut tables, mut kernel_rows) = (Vec::new(), Vec::new());
+        let (mut singles, mut single_rows, mut alone) = (Vec::new(), Vec::new(), Vec::new());
+        for (run, rows) in runs {
+            if let (true, Some(image)) = (layers.is_empty(), run.images.first()) {
+                layers = pages(image)?.pool().layers();
             }
-            start += queries;
+            let of_run = rows.clone().map(|row| row as u32);
+            match run.images {
+                // A page that an image doesn't fill can't be in the middle of what a kernel reads.
+                [image] if paging.reads_pages() && !run.unseeing => {
+                    let ids = pages(image)?.ids().take(image.live_tokens.div_ceil(PAGE)).collect();
+                    tables.push((rows.len(), image.live_tokens, ids));
+                    kernel_rows.extend(of_run);
+                }
+                images if rows.len() == 1 && !run.unseeing => {
+                    let mut slots = Vec::new();
+                    for image in images {
+                        slots.extend(pages(image)?.slots(0..image.live_tokens));
+                    }
+                    singles.push(slots);
+                    single_rows.extend(of_run);
+                }
+                _ => alone.push((run, rows)),
+            }
         }
-        let read = if kernel {
-            ImageRead::Kernel(PageTables::new(&tables, paging.device)?)
-        } else {
-            let ranges: Vec<_> = others.iter().map(|(_, rows)| rows.clone()).collect();
-            let order = Order::new(&single_rows, &ranges, paging.device)?;
-            let singles = if singles.is_empty() { None } else { Some(latest.get(singles, paging)?) };
-            ImageRead::Parts { singles, others, order }
-        };
-        Ok(Self { operations: paging.operations, layers, read })
+        let kernel = if tables.is_empty() { None } else { Some(PageTables::new(&tables, paging.device)?) };
+        let singles = if singles.is_empty() { None } else { Some(latest.get(singles, paging)?) };
+        let ranges: Vec<_> = alone.iter().map(|(_, rows)| rows.clone()).collect();
+        let order = Order::new(&[&kernel_rows, &single_rows], &ranges, paging.device)?;
+        Ok((Self { operations: paging.operations, layers, kernel, singles, order }, alone))
     }
 }

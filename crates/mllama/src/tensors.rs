@@ -32,7 +32,8 @@ impl Role {
         matches!(self, Self::Matrix | Self::TableAndMatrix)
     }
 
-    pub(crate) fn is_table(self) -> bool {
+    /// Whether rows of it are looked up.
+    pub fn is_table(self) -> bool {
         matches!(self, Self::Table | Self::TableAndMatrix)
     }
 }

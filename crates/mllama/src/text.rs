@@ -12,10 +12,12 @@ use crate::config::TextConfig;
 use crate::error::{Error, Result};
 use crate::kv::{CrossKv, CrossStore, SelfKv};
 use crate::layers::{Linear, Loader, Norm, RmsNorm, Table, silu_mul};
-use crate::pages::{PagePool, Pages};
+use crate::lookup::KeyHeads;
+use crate::pages::{PagePool, PageShape, Pages};
 use crate::reference::Reference;
 use crate::rope::{Rope, rotate};
 use crate::step::{CrossStep, Filled, LatestLookup, PagedTexts, Paging, Run};
+use crate::transfer::to_device;
 use crate::vision::{Observer, VisionStates};
 
 /// A sequence's part in a step.
@@ -44,9 +46,17 @@ pub(crate) struct TextModel {
     kv_dtype: DType,
     device: Device,
     path: Path,
-    /// Of texts and of images, for the portable path.
-    pools: Option<(Arc<PagePool>, Arc<PagePool>)>,
+    /// For the portable path.
+    paged: Option<Paged>,
     latest_lookup: LatestLookup,
+}
+
+/// Pages of texts and of images, and what finds a key head's part of them.
+#[derive(Debug)]
+struct Paged {
+    texts: Arc<PagePool>,
+    images: Arc<PagePool>,
+    heads: KeyHeads,
 }
 
 #[derive(Debug)]
@@ -96,13 +106,19 @@ impl TextModel {
             *count += 1;
             progress(i + 1, c.num_hidden_layers);
         }
-        let pool = |layers| PagePool::new(layers, c.num_key_value_heads, c.head_dim, kv_dtype, loader.device);
-        let pools = loader.path.operations().map(|_| (pool(selves), pool(crosses)));
+        let paged = match loader.path {
+            Path::Portable { .. } => {
+                let shape = |layers| PageShape { layers, kv_heads: c.num_key_value_heads, head_dim: c.head_dim };
+                let (texts, images) = PagePool::pair([shape(selves), shape(crosses)], kv_dtype, loader.device);
+                Some(Paged { texts, images, heads: KeyHeads::new(c.num_key_value_heads, loader.device)? })
+            }
+            Path::Kernels { .. } => None,
+        };
         Ok(Self {
             embedding,
             lm_head,
             layers,
-            pools,
+            paged,
             latest_lookup: LatestLookup::default(),
             norm: loader.rms_norm("language_model.model.norm", c.hidden_size, c.rms_norm_eps)?,
             rope: Rope::new(c),
@@ -119,10 +135,10 @@ impl TextModel {
     pub(crate) fn cross_kv(&self, states: &VisionStates) -> Result<CrossKv> {
         let tokens = states.projected.dim(0)?;
         let shape = (tokens, self.config.num_key_value_heads, self.config.head_dim);
-        let paged = match &self.pools {
-            Some((_, pool)) => {
-                let pages = Pages::new(pool, tokens)?;
-                Some((pages.places(tokens)?, pool.layers(), pages))
+        let paged = match &self.paged {
+            Some(Paged { images, .. }) => {
+                let pages = Pages::new(images, tokens)?;
+                Some((pages.places(tokens)?, images.layers(), pages))
             }
             None => None,
         };
@@ -141,7 +157,7 @@ impl TextModel {
         let key_bias = if tokens > states.live_tokens {
             let mut bias = vec![0f32; states.live_tokens];
             bias.resize(tokens, (states.unused_weight as f32).ln());
-            Some(Tensor::new(bias, &self.device)?)
+            Some(to_device(bias, tokens, &self.device)?)
         } else {
             None
         };
@@ -154,22 +170,35 @@ impl TextModel {
 
     /// A store for a sequence of up to `capacity` tokens.
     pub(crate) fn self_kv(&self, capacity: usize) -> Result<SelfKv> {
-        match &self.pools {
-            Some((pool, _)) => SelfKv::paged(pool, capacity),
+        match &self.paged {
+            Some(Paged { texts, .. }) => SelfKv::paged(texts, capacity),
             None => SelfKv::own(&self.config, capacity, self.kv_dtype, &self.device),
+        }
+    }
+
+    /// Waits for the device.
+    pub(crate) fn synchronize(&self) -> Result<()> {
+        Ok(self.device.synchronize()?)
+    }
+
+    /// Lets keys and values of texts and images together take at most so many bytes, where they are in pages.
+    pub(crate) fn limit_pages(&self, bytes: u64) {
+        if let Some(Paged { texts, .. }) = &self.paged {
+            texts.limit(bytes);
         }
     }
 
     /// What finds keys and values in pages, on the portable path.
     fn paging(&self) -> Option<Paging<'_>> {
         let Path::Portable { operations, fixed_shapes } = self.path else { return None };
+        let Paged { heads, .. } = self.paged.as_ref()?;
         Some(Paging {
             operations,
             fixed_shapes,
             dtype: self.dtype,
             kv_dtype: self.kv_dtype,
-            kv_heads: self.config.num_key_value_heads,
-            head_dim: self.config.head_dim,
+            heads,
+            width: self.config.num_key_value_heads * self.config.head_dim,
             device: &self.device,
         })
     }
@@ -196,7 +225,7 @@ impl TextModel {
         Ok(())
     }
 
-    /// Runs a step and returns the logits of the flat tokens `wanted`, `[wanted, vocabulary]`.
+    /// Runs a step and returns the logits of the flat tokens `wanted`, `[wanted, vocabulary]`; of none on the host.
     pub(crate) fn forward(
         &self,
         ids: &[u32],
@@ -255,13 +284,17 @@ impl TextModel {
         for sequence in sequences {
             sequence.kv.advance(sequence.visible.len());
         }
-        let last = x.index_select(&Tensor::new(wanted, &self.device)?, 0)?;
         if observer.is_some() {
             let normed = self.norm.forward(&x)?;
             if let Some(observer) = observer.as_mut() {
                 observer("norm", &filled.tokens_of(&normed)?);
             }
         }
+        if wanted.is_empty() {
+            // A step that only reads a piece of a prompt. Devices refuse to compute nothing, so no operation sees this.
+            return Ok(Tensor::zeros((0, self.config.vocab_size), self.dtype, &Device::Cpu)?);
+        }
+        let last = x.index_select(&to_device(wanted.to_vec(), wanted.len(), &self.device)?, 0)?;
         let [logits] = self.norm.then([&self.lm_head], &last)?;
         Ok(logits)
     }

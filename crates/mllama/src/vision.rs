@@ -30,6 +30,7 @@ use crate::config::VisionConfig;
 use crate::error::{Error, Result};
 use crate::layers::{LayerNorm, Linear, Loader, Norm, Table};
 use crate::reference::Reference;
+use crate::transfer::to_device;
 
 /// Observes intermediate results by the names that the goldens use.
 pub type Observer<'a> = &'a mut dyn FnMut(&str, &Tensor);
@@ -351,7 +352,8 @@ impl VisionTower {
                 }
                 Ok(())
             };
-            let pixels = Tensor::from_vec(self.unfold(image), (layout.live * (patches - 1), ()), &self.device)?;
+            let width = self.config.num_channels * self.config.patch_size.pow(2);
+            let pixels = to_device(self.unfold(image), (layout.live * (patches - 1), width), &self.device)?;
             let embedded = self.patch_embedding.forward(&pixels.to_dtype(self.dtype)?)?;
             let embedded = embedded.reshape((layout.live, patches - 1, h))?;
             let tiles: Vec<usize> = (0..layout.live + layout.slots).collect();

@@ -71,6 +71,13 @@ pub struct WeightOverride {
     weight_type: WeightType,
 }
 
+impl WeightOverride {
+    /// The type that it asks for.
+    pub fn weight_type(&self) -> WeightType {
+        self.weight_type
+    }
+}
+
 impl PartialEq for WeightOverride {
     fn eq(&self, other: &Self) -> bool {
         self.matcher.glob() == other.matcher.glob() && self.weight_type == other.weight_type
@@ -131,6 +138,15 @@ impl WeightTypes {
                 if k_in.is_multiple_of(small.block_len()) { Format::Block(small) } else { Format::Bf16 }
             }
             format => format,
+        }
+    }
+
+    /// Bytes of a matrix that is held in blocks of few bits; `None` if it isn't.
+    pub fn block_bytes(&self, spec: &TensorSpec, stored: Stored) -> Option<u64> {
+        let (rows, k_in) = spec.matrix();
+        match self.format(&spec.name, stored, k_in) {
+            Format::Block(block) if spec.role.is_matrix() => Some((rows * block.row_bytes(k_in)) as u64),
+            _ => None,
         }
     }
 

@@ -12,6 +12,7 @@ use vgen_mllama::hub::HubProgress;
 use vgen_mllama::{Checkpoint, Config, LoadOptions, Model, Stored, hub};
 use vgen_task::prepare::{ModelFiles, Preprocessor};
 
+use super::devices;
 use super::engine::Engine;
 use super::queue::{JobQueue, Producer};
 use super::row::{Job, given_up, given_up_fault};
@@ -68,7 +69,7 @@ impl LocalBackend {
         let start = Instant::now();
         let progress = Arc::new(progress);
         let choices = options.all_devices();
-        let devices = choices.iter().map(|choice| choice.open()).collect::<Result<Vec<_>, _>>()?;
+        let devices = devices::open_all(&choices)?;
         let checkpoint = match &options.model {
             ModelSource::Named(name) if Path::new(name).is_file() => Checkpoint::gguf(name)?,
             ModelSource::Named(name) => {
@@ -110,6 +111,8 @@ impl LocalBackend {
                 reference: options.reference,
                 portable: options.portable,
                 fixed_shapes: options.fixed_shapes,
+                kv_memory: plan.pages(options.batch_size),
+                read_pages: false,
             };
             let layers = |done, total| progress(LoadEvent::Layers { done, total });
             let model = Model::load(&checkpoint, &load, &layers)?;
@@ -158,18 +161,31 @@ impl Planned {
         let config = Config::from_json(&checkpoint.require("config.json")?)?;
         let header = checkpoint.weights()?;
         let stored = |name: &str| header.stored(name).unwrap_or(Stored::F32);
-        let mut all = Vec::with_capacity(devices.len());
-        for (number, device) in devices.iter().enumerate() {
-            let same = devices.iter().filter(|other| other.device.same_device(&device.device)).count() as u64;
-            let free = device.free_memory().map(|free| free / same);
+        let mut places = Vec::with_capacity(devices.len());
+        for device in devices {
+            let same = devices.iter().filter(|other| other.device.location() == device.device.location()).count();
+            let free = device.free_memory().map(|free| free / same as u64);
             let mut options = options.clone();
-            options.memory = options.memory.map(|memory| memory / same);
+            options.memory = options.memory.map(|memory| memory / same as u64);
             if !device.device.is_cpu() {
                 // What a driver and a library keep for themselves is not known beforehand.
                 let usable = free.map(|free| free - free / 20);
                 options.memory = options.memory.into_iter().chain(usable).min();
             }
-            let precision = Precision::choose(&options, device, &config, &stored, free)?;
+            places.push((device, options, free));
+        }
+        // One for all, that fits the smallest and that the oldest can compute in: a row's answer must not depend on the
+        // device that takes it.
+        let oldest = devices.iter().min_by_key(|device| device.compute_capability);
+        let oldest = oldest.ok_or_else(|| Fault::stop("device.none", "there is no device to compute on"))?;
+        let smallest = LocalOptions {
+            memory: places.iter().filter_map(|(_, options, _)| options.memory).min(),
+            ..options.clone()
+        };
+        let least_free = places.iter().filter_map(|(.., free)| *free).min();
+        let precision = Precision::choose(&smallest, oldest, &config, &stored, least_free)?;
+        let mut all = Vec::with_capacity(devices.len());
+        for (number, (device, mut options, free)) in places.into_iter().enumerate() {
             if options.fill_device
                 && !device.device.is_cpu()
                 && let Some(memory) = options.memory
@@ -181,7 +197,7 @@ impl Planned {
                 say(&plan, free);
             }
             plan.check(free)?;
-            all.push(Self { options, precision, plan });
+            all.push(Self { options, precision: precision.clone(), plan });
         }
         Ok(all)
     }

@@ -5,7 +5,13 @@
 //! | `cpu` | the CPU, with the kernels of `vgen-kernels` | |
 //! | `cuda`, `cuda:1` | an NVIDIA GPU, by its number among the visible ones (`CUDA_VISIBLE_DEVICES`) | `--features cuda`, better `cuda,flash-attn` |
 //! | `metal` | the GPU of a Mac | `--features metal` |
-//! | `auto` | the first of `cuda:0`, `metal`, `cpu` that this build has and that works; the message when the model is ready says which, and why none of the others | |
+//! | `auto` | the NVIDIA GPU with the most free memory, else `metal`, else `cpu`, of what this build has and what works; the message when the model is ready says which, and why none of the others | |
+//!
+//! A GPU works if it computes a product, one with quantised weights, a norm and a softmax as the CPU does: a driver also
+//! opens GPUs that the kernels of the build were not made for.
+//!
+//! Several devices (`--devices cuda:0,cuda:1`) are of one kind and compute in one type, which fits the one with the least
+//! memory and which the oldest can compute in. Engines on one device share its memory.
 //!
 //! A CUDA build links the driver (`libcuda.so.1`): it doesn't start where there is none, so build two programs, one with
 //! the feature and one without.
@@ -27,7 +33,8 @@
 //! | `device.none` | the driver says that there is no such device, or there is no driver |
 //! | `device.unavailable` | the device is there and refuses: in use by another, out of memory, a broken driver |
 //! | `device.dtype` | the device can't compute in the type |
-//! | `device.capability` | the GPU is older than the type or the build needs |
+//! | `device.capability` | the GPU is older than the type or the build needs, or the build is for another GPU or a newer driver |
+//! | `device.mixed` | the devices of a run are of different kinds |
 //!
 //! # What is promised about neighbours
 //!
@@ -41,7 +48,20 @@
 //! on the CPU (`tests/invariance.rs`). What it costs: prompts longer than 64 tokens read the weights several times;
 //! steps that only continue up to 64 answers cost nothing more. `--fixed-shapes false` gives that up for speed: answers
 //! may then differ in the last bits, and after many tokens in words, with the batch that a row happened to be in.
-//! Reading pages by flash attention is per sequence either way.
+//!
+//! Attention is not among these products. Flash attention reads the pages of each sequence by itself, and which rows it
+//! reads depends on each row alone. Without it (a build without `flash-attn`, Metal, keys of another type) the attention
+//! of answers is a batch of products, one for each row and key head, of a shape that is the row's own: the promise holds
+//! as far as the library's choice for a batch doesn't depend on how many products are in it, which NVIDIA does not
+//! promise for cuBLAS. Build with `flash-attn` where answers must not move; prompts are read one by one either way.
+//!
+//! # What leaves a GPU
+//!
+//! A step copies one thing back: a number for each answer that takes the highest logit, half a kilobyte for each that
+//! draws with `top_k` (below 65), `top_p` or `min_p`, from which the host chooses what it would choose from all logits. An
+//! answer whose logits these few don't settle needs all of them (513 kB), in a second copy: with a temperature alone or
+//! `typical_p` alone, with penalties, `logit_bias`, `bad_words`, `min_new_tokens`, a constraint or log-probabilities, and
+//! now and then where a limit falls on the border of the list or of rounding.
 
 use std::fmt;
 use std::str::FromStr;
@@ -84,22 +104,7 @@ impl DeviceChoice {
     /// A stop fault that says why it can't be used.
     pub fn open(self) -> Result<OpenDevice, Fault> {
         match self {
-            Self::Auto => {
-                let mut reasons = Vec::new();
-                for choice in [Self::Cuda(0), Self::Metal] {
-                    match choice.open() {
-                        Ok(open) => return Ok(open),
-                        Err(fault) if fault.code == "device.feature" => {}
-                        Err(fault) => reasons.push(fault.message),
-                    }
-                }
-                let mut open = Self::Cpu.open()?;
-                if reasons.is_empty() {
-                    reasons.push("a build without GPUs".to_owned());
-                }
-                open.description = format!("cpu ({})", reasons.join("; "));
-                Ok(open)
-            }
+            Self::Auto => open_best(),
             Self::Cpu => {
                 Ok(OpenDevice { device: Device::Cpu, description: "cpu".to_owned(), compute_capability: None })
             }
@@ -107,6 +112,98 @@ impl DeviceChoice {
             Self::Metal => open_metal(),
         }
     }
+}
+
+/// Opens devices of one kind: `cpu,cpu`, or several GPUs.
+///
+/// # Errors
+/// `device.mixed`, and those of [`DeviceChoice::open`].
+pub fn open_all(choices: &[DeviceChoice]) -> Result<Vec<OpenDevice>, Fault> {
+    let devices = choices.iter().map(|choice| choice.open()).collect::<Result<Vec<_>, _>>()?;
+    let kind = |open: &OpenDevice| std::mem::discriminant(&open.device.location());
+    match devices.iter().find(|open| kind(open) != kind(&devices[0])) {
+        None => Ok(devices),
+        Some(other) => {
+            let message = format!("{} and {} would answer differently", devices[0].description, other.description);
+            Err(Fault::stop("device.mixed", message).with_hint("name devices of one kind, or run a shard on each"))
+        }
+    }
+}
+
+/// GPUs that `auto` looks at.
+const MOST_GPUS: usize = 16;
+
+/// The NVIDIA GPU with the most free memory of those that work, or the Apple GPU, or the CPU with the reasons.
+fn open_best() -> Result<OpenDevice, Fault> {
+    let (mut reasons, mut working) = (Vec::new(), Vec::new());
+    for number in 0..MOST_GPUS {
+        match open_cuda(number) {
+            Ok(open) => working.push(open),
+            Err(fault) => {
+                let last = matches!(fault.code.as_ref(), "device.none" | "device.feature");
+                if fault.code != "device.feature" && !(last && number > 0) {
+                    reasons.push(fault.message);
+                }
+                if last {
+                    break;
+                }
+            }
+        }
+    }
+    if let Some(best) = most_free(working) {
+        return Ok(best);
+    }
+    match open_metal() {
+        Ok(open) => return Ok(open),
+        Err(fault) if fault.code == "device.feature" => {}
+        Err(fault) => reasons.push(fault.message),
+    }
+    let mut open = DeviceChoice::Cpu.open()?;
+    if reasons.is_empty() {
+        reasons.push("a build without GPUs".to_owned());
+    }
+    open.description = format!("cpu ({})", reasons.join("; "));
+    Ok(open)
+}
+
+/// The one with the most free memory, of equal ones the first; it says of how many.
+fn most_free(mut open: Vec<OpenDevice>) -> Option<OpenDevice> {
+    let count = open.len();
+    let free: Vec<u64> = open.iter().map(|open| open.free_memory().unwrap_or(0)).collect();
+    let best = (0..count).max_by_key(|&at| (free[at], std::cmp::Reverse(at)))?;
+    let mut best = open.swap_remove(best);
+    if count > 1 {
+        best.description = format!("{}, the most free memory of {count} GPUs", best.description);
+    }
+    Some(best)
+}
+
+/// Computes a little: a device that opens may still have no kernels in this build.
+#[cfg(any(feature = "cuda", feature = "metal", test))]
+fn check_computes(name: &str, model: &str, device: &Device) -> Result<(), Fault> {
+    match vgen_mllama::self_check(device) {
+        Ok(None) => Ok(()),
+        Ok(Some(what)) => Err(Fault::stop("device.unavailable", format!("{name} ({model}) computes {what} wrongly"))
+            .with_hint("use another device, and look for errors of the GPU's memory or driver")),
+        Err(error) => Err(cannot_compute(name, model, &error.to_string())),
+    }
+}
+
+/// What a driver says of a first computation.
+#[cfg(any(feature = "cuda", feature = "metal", test))]
+fn cannot_compute(name: &str, model: &str, error: &str) -> Fault {
+    const OTHER_GPU: [&str; 3] =
+        ["CUDA_ERROR_INVALID_PTX", "CUDA_ERROR_NO_BINARY_FOR_GPU", "CUDA_ERROR_UNSUPPORTED_PTX_VERSION"];
+    let Some(said) = OTHER_GPU.iter().find(|name| error.contains(**name)) else { return refused(name, error) };
+    let built = match option_env!("CUDA_COMPUTE_CAP") {
+        Some(capability) => format!("compute capability {capability}"),
+        None => "the GPU of the machine that built it".to_owned(),
+    };
+    let message =
+        format!("{name} ({model}) can't run the kernels of this build, made for {built}: the driver says {said}");
+    Fault::stop("device.capability", message).with_hint(
+        "build with CUDA_COMPUTE_CAP of this GPU, with a CUDA that is no newer than its driver, or use --device cpu",
+    )
 }
 
 fn without_feature(device: &str, feature: &str) -> Fault {
@@ -128,8 +225,12 @@ fn refused(device: &str, error: &str) -> Fault {
     // One line: backtraces are for those who mend the program.
     let line = error.lines().next().unwrap_or_default();
     match NONE.iter().find(|name| error.contains(**name)) {
-        Some(name) => Fault::stop("device.none", format!("there is no {device}: the driver says {name}"))
-            .with_hint("use --device cpu; nvidia-smi and CUDA_VISIBLE_DEVICES tell which GPUs this process may see"),
+        Some(name) => Fault::stop("device.none", format!("there is no {device}: the driver says {name}")).with_hint(
+            match device {
+                "metal" => "use --device cpu; in virtual machines a Mac has no GPU",
+                _ => "use --device cpu; nvidia-smi and CUDA_VISIBLE_DEVICES tell which GPUs this process may see",
+            },
+        ),
         None => Fault::stop("device.unavailable", format!("{device} can't be used: {line}"))
             .with_hint("see whether another process holds it, or use --device cpu"),
     }
@@ -158,6 +259,7 @@ fn open_cuda(number: usize) -> Result<OpenDevice, Fault> {
     if cfg!(feature = "flash-attn") && capability < AMPERE {
         return Err(too_old(&model, capability, "a build with flash-attn").with_hint("use a build without flash-attn"));
     }
+    check_computes(&name, &model, &device)?;
     let (major, minor) = capability;
     let description = format!("{name} ({model}, compute capability {major}.{minor})");
     Ok(OpenDevice { device, description, compute_capability: Some(capability) })
@@ -180,6 +282,7 @@ fn open_metal() -> Result<OpenDevice, Fault> {
         Device::Metal(metal) => metal.metal_device().architecture_name(),
         _ => String::new(),
     };
+    check_computes("metal", &model, &device)?;
     Ok(OpenDevice { device, description: format!("metal ({model})"), compute_capability: None })
 }
 
@@ -276,6 +379,26 @@ mod tests {
         let fault = refused("cuda:0", "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")\n   0: backtrace");
         assert_eq!(fault.code, "device.unavailable");
         assert!(!fault.message.contains("backtrace"), "{}", fault.message);
+    }
+
+    #[test]
+    fn a_build_for_another_gpu_says_so() {
+        check_computes("cpu", "this", &Device::Cpu).unwrap();
+        let error = "tensor operation: DriverError(CUDA_ERROR_NO_BINARY_FOR_GPU, \"no kernel image\")\n   0: backtrace";
+        let fault = cannot_compute("cuda:0", "NVIDIA A100", error);
+        assert_eq!(fault.code, "device.capability");
+        assert!(fault.message.contains("NVIDIA A100") && !fault.message.contains("backtrace"), "{}", fault.message);
+        assert_eq!(cannot_compute("cuda:0", "NVIDIA A100", "CUDA_ERROR_UNKNOWN").code, "device.unavailable");
+        let metal = refused("metal", "NoDevice");
+        assert!(!metal.hint.unwrap().contains("nvidia"));
+    }
+
+    #[test]
+    fn devices_of_a_run_are_of_one_kind() {
+        let all = open_all(&[DeviceChoice::Cpu, DeviceChoice::Auto]).unwrap();
+        assert_eq!(all.len(), 2);
+        assert_eq!(most_free(all).unwrap().description, "cpu, the most free memory of 2 GPUs");
+        assert!(most_free(Vec::new()).is_none());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
+use rayon::prelude::*;
 use vgen_core::{Fault, PixelTiles, catch_panic};
 use vgen_mllama::{Highest, Model, SelfKv, Sequence, Tensor};
 
@@ -16,8 +17,9 @@ use super::image_cache::ImageCache;
 use super::plan::{FIXED_PIECE, IMAGES_TOGETHER};
 use super::queue::{Consumer, Taken};
 use super::row::{ActiveRow, Job, Next, Sample, Tools, given_up_fault};
+use super::shortlist::{self, Asked};
 use super::stats::{EngineStats, add};
-use super::{Candidates, LocalOptions, MemoryPlan, Vocabulary};
+use super::{Candidates, LocalOptions, MemoryPlan, SampleError, Sampled, Vocabulary};
 
 /// What the engine thread owns.
 pub(crate) struct Engine {
@@ -66,7 +68,7 @@ impl Engine {
             step_tokens: options.step_tokens.max(1),
             stats,
             cache: ImageCache::new(plan.image_cache),
-            tools: Tools { vocabulary, candidates: Candidates::default(), logits: Vec::new() },
+            tools: Tools { vocabulary, candidates: Candidates::default() },
             waiting: VecDeque::new(),
             active: Vec::new(),
             prefix: None,
@@ -251,6 +253,8 @@ impl Engine {
                 self.cache.insert(image.digest, kv);
             }
         }
+        // A GPU is still at it. What fails there fails the step that reads it.
+        let _ = guarded(|| self.model.synchronize());
         add(&self.stats.encode, start.elapsed().as_nanos() as u64);
     }
 
@@ -340,11 +344,11 @@ impl Engine {
             prompts.into_iter().for_each(|(at, kv)| self.active[at].prefill = Some(kv));
             return Err(error.into());
         }
-        // For each of the wanted tokens, whether the highest logit is all that is asked for.
-        let mut highest = Vec::new();
+        // For each of the wanted tokens, how much of its logits is asked for.
+        let mut asked = Vec::new();
         for (at, samples) in &mut decoding {
             let row = &self.active[*at];
-            highest.extend(samples.iter().map(Sample::takes_highest));
+            asked.extend(samples.iter().map(Sample::asked));
             for sample in samples {
                 wanted.push(ids.len() as u32);
                 ids.push(sample.next);
@@ -365,7 +369,7 @@ impl Engine {
             ids.extend_from_slice(&job.prompt.ids[part.clone()]);
             if part.end == job.prompt.ids.len() {
                 wanted.push(ids.len() as u32 - 1);
-                highest.push(self.active[*at].starts_with_highest());
+                asked.push(self.active[*at].first_asked());
                 finishing.push(*at);
             }
             let images = &self.active[*at].images;
@@ -374,20 +378,21 @@ impl Engine {
 
         let start = Instant::now();
         let model = &self.model;
-        let copies = model.counters().copies_to_host();
-        let next = guarded(|| next_tokens(model, &model.forward(&ids, &mut sequences, &wanted)?, &highest));
+        let (copies, to_device) = (model.counters().copies_to_host(), model.counters().copies_to_device());
+        let next = guarded(|| next_tokens(model, &model.forward(&ids, &mut sequences, &wanted)?, &asked));
         drop(sequences);
         let spent = start.elapsed().as_nanos() as u64;
         add(if reading { &self.stats.prefill } else { &self.stats.decode }, spent);
         add(&self.stats.steps, 1);
         add(&self.stats.decode_steps, u64::from(!reading));
         add(&self.stats.copies_to_host, self.model.counters().copies_to_host() - copies);
+        add(&self.stats.copies_to_device, self.model.counters().copies_to_device() - to_device);
         add(&self.stats.prompt_tokens, (ids.len() - answers) as u64);
         for (at, kv) in prompts {
             self.keep_prefix(at, &kv);
             self.active[at].prefill = Some(kv);
         }
-        let next = match next {
+        let mut next = match next {
             Ok(next) => next,
             Err(error) => {
                 decoding.into_iter().for_each(|(at, samples)| self.active[at].samples = samples);
@@ -396,18 +401,19 @@ impl Engine {
         };
 
         let start = Instant::now();
-        let mut rows = next.iter();
+        let first = next.split_off(answers.min(next.len()));
+        let mut chosen = choose_each(&mut decoding, &mut next, &mut self.tools.candidates).into_iter();
         for (at, samples) in decoding {
-            for (sample, next) in samples.into_iter().zip(rows.by_ref()) {
-                self.active[at].step(sample, next, &mut self.tools);
+            for (sample, sampled) in samples.into_iter().zip(chosen.by_ref()) {
+                self.active[at].step(sample, sampled, &self.tools);
             }
         }
-        for (at, next) in finishing.into_iter().zip(rows) {
+        for (at, next) in finishing.into_iter().zip(&first) {
             let row = &mut self.active[at];
             let room = longest.saturating_sub(row.job.prompt.ids.len()) as u32;
             row.start_samples(next, room, &mut self.tools);
         }
-        add(&self.stats.generated_tokens, next.len() as u64);
+        add(&self.stats.generated_tokens, (next.len() + first.len()) as u64);
         add(&self.stats.sample, start.elapsed().as_nanos() as u64);
         Ok(())
     }
@@ -430,27 +436,53 @@ impl Engine {
     }
 }
 
-/// What is needed of each row's logits. Where they are on a device, rows of which only the highest is wanted don't
-/// leave it.
-fn next_tokens(model: &Model, logits: &Tensor, highest: &[bool]) -> vgen_mllama::Result<Vec<Next>> {
-    let all: Vec<u32> = (0..highest.len() as u32).collect();
-    if !model.is_portable() || !highest.contains(&true) {
-        return Ok(model.logits(logits, &all)?.into_iter().map(Next::Logits).collect());
+/// What is needed of each row's logits. Where they are on a device, only those leave it that a choice can't do without.
+fn next_tokens(model: &Model, logits: &Tensor, asked: &[Asked]) -> vgen_mllama::Result<Vec<Next>> {
+    let vocab_size = model.config().text.vocab_size;
+    let top = |asked: &Asked| matches!(asked, Asked::Top(_));
+    let mut next: Vec<Option<Next>> = vec![None; asked.len()];
+    if model.is_portable() && asked.iter().any(top) {
+        let temperatures: Vec<f32> = asked.iter().map(|asked| asked.temperature()).collect();
+        for ((next, asked), found) in next.iter_mut().zip(asked).zip(model.top(logits, &temperatures)?) {
+            *next = found.and_then(|found| match asked {
+                Asked::Highest => shortlist::highest(&found, vocab_size).map(Next::Token),
+                Asked::Top(warpers) => shortlist::shortlist(&found, *warpers, vocab_size).map(Next::Few),
+                Asked::All => None,
+            });
+        }
+    } else if model.is_portable() && asked.contains(&Asked::Highest) {
+        for ((next, asked), found) in next.iter_mut().zip(asked).zip(model.highest(logits)?) {
+            if let (Asked::Highest, Highest::Token(token)) = (asked, found) {
+                *next = Some(Next::Token(token));
+            }
+        }
     }
-    let mut next: Vec<Option<Next>> = model
-        .highest(logits)?
-        .into_iter()
-        .zip(highest)
-        .map(|(found, &enough)| match found {
-            Highest::Token(token) if enough => Some(Next::Token(token)),
-            _ => None,
-        })
-        .collect();
-    let missing: Vec<u32> = all.into_iter().filter(|&row| next[row as usize].is_none()).collect();
+    let missing: Vec<u32> = (0..asked.len() as u32).filter(|&row| next[row as usize].is_none()).collect();
     for (row, logits) in missing.iter().zip(model.logits(logits, &missing)?) {
         next[*row as usize] = Some(Next::Logits(logits));
     }
     Ok(next.into_iter().flatten().collect())
+}
+
+/// Rows with whole logits from which they are shared between threads: one takes some hundred microseconds.
+const SHARED_CHOICES: usize = 4;
+
+/// Chooses each answer's next token; no choice depends on another.
+fn choose_each(
+    decoding: &mut [(usize, Vec<Sample>)],
+    next: &mut [Next],
+    candidates: &mut Candidates,
+) -> Vec<Result<Sampled, SampleError>> {
+    let whole = next.iter().filter(|next| matches!(next, Next::Logits(_))).count();
+    let samples = decoding.iter_mut().flat_map(|(_, samples)| samples);
+    let choices = samples.zip(next);
+    if whole < SHARED_CHOICES {
+        return choices.map(|(sample, next)| sample.choose(next, candidates)).collect();
+    }
+    let choices: Vec<_> = choices.collect();
+    let choose =
+        |candidates: &mut Candidates, (sample, next): (&mut Sample, &mut Next)| sample.choose(next, candidates);
+    choices.into_par_iter().map_init(Candidates::default, choose).collect()
 }
 
 /// A call of the network, with a panic as an error: it must not end the run.

@@ -6,11 +6,13 @@
 mod backend;
 mod constrain;
 mod detokenize;
+mod device_models;
 pub mod devices;
 mod engine;
 mod free_memory;
 mod image_cache;
 mod inspect;
+mod launches;
 mod options;
 mod performance;
 #[doc = include_str!("../../docs/performance-model.md")]
@@ -25,6 +27,7 @@ mod sampler;
 mod sampling;
 #[cfg(test)]
 mod sampling_tests;
+mod shortlist;
 mod stats;
 mod stop;
 mod vocabulary;
@@ -34,11 +37,13 @@ mod work;
 pub use backend::{DEFAULT_MAX_NEW_TOKENS, Frontend, LocalBackend};
 pub use constrain::{ConstraintCompiler, ConstraintError, ConstraintState};
 pub use detokenize::Detokenizer;
+pub use device_models::{DEVICE_MODELS, DeviceModel};
 pub use devices::{DeviceChoice, OpenDevice};
 pub use free_memory::free_memory;
 pub use inspect::{Inspected, inspect};
+pub use launches::{DecodeStep, StepLaunches};
 pub use options::{LoadEvent, LocalOptions, ModelSource};
-pub use performance::{Cost, DEVICE_MODELS, DeviceModel, PeerCost, Prediction, RowCost, StepLaunches, Workload};
+pub use performance::{Cost, PeerCost, Prediction, RowCost, Workload};
 pub use plan::{Bytes, MemoryPlan};
 pub use precision::{DTypeChoice, KvDTypeChoice, Precision};
 pub use random::RandomStream;

@@ -2,86 +2,12 @@
 //! the device's limits leave for them. [The page](super::performance_model) shows it for the released models.
 
 use std::fmt::Write as _;
-use std::str::FromStr;
 
 use serde::Serialize;
-use vgen_mllama::{Config, CrossKv, SelfKv, TextConfig, VisionConfig, expected};
+use vgen_mllama::{Config, CrossKv, SelfKv, TextConfig, VisionConfig, WeightType, expected};
 
-use super::{Bytes, LocalOptions, MemoryPlan, Precision};
-
-/// Rows of a product where shapes are fixed.
-const FIXED_ROWS: f64 = 64.0;
-
-/// A device by its data sheet.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct DeviceModel {
-    /// What `--device-model` calls it.
-    pub name: &'static str,
-    /// What it is.
-    pub title: &'static str,
-    /// FLOPs a second of dense products of bf16 with sums in f32.
-    pub flops: f64,
-    /// Bytes a second from its memory.
-    pub bandwidth: f64,
-    /// Bytes of memory that a process may take.
-    pub memory: u64,
-    /// Seconds that the host needs to launch an operation: an assumption.
-    pub launch: f64,
-    /// Whether there is a kernel for attention over pages.
-    pub reads_pages: bool,
-}
-
-/// The devices that there are data sheets of.
-pub const DEVICE_MODELS: [DeviceModel; 4] = [
-    DeviceModel {
-        name: "h100",
-        title: "NVIDIA H100 SXM, 80 GB",
-        flops: 989e12,
-        bandwidth: 3.35e12,
-        memory: 80_000_000_000,
-        launch: 5e-6,
-        reads_pages: true,
-    },
-    DeviceModel {
-        name: "a100",
-        title: "NVIDIA A100 SXM, 80 GB",
-        flops: 312e12,
-        bandwidth: 2.039e12,
-        memory: 80_000_000_000,
-        launch: 5e-6,
-        reads_pages: true,
-    },
-    DeviceModel {
-        name: "4090",
-        title: "NVIDIA GeForce RTX 4090, 24 GB",
-        flops: 165e12,
-        bandwidth: 1.008e12,
-        memory: 24_000_000_000,
-        launch: 5e-6,
-        reads_pages: true,
-    },
-    DeviceModel {
-        name: "m3",
-        title: "Apple M3 Max, 40 cores, 128 GB",
-        flops: 14.2e12,
-        bandwidth: 400e9,
-        memory: 96_000_000_000,
-        launch: 10e-6,
-        reads_pages: false,
-    },
-];
-
-impl FromStr for DeviceModel {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let found = DEVICE_MODELS.iter().find(|model| model.name == text);
-        found.copied().ok_or_else(|| {
-            let names: Vec<_> = DEVICE_MODELS.iter().map(|model| model.name).collect();
-            format!("{text:?} is no device with a data sheet: {} are", names.join(", "))
-        })
-    }
-}
+use super::launches::{FIXED_ROWS, StepLaunches};
+use super::{Bytes, DecodeStep, DeviceModel, LocalOptions, MemoryPlan, Precision};
 
 /// Rows that are all alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -202,45 +128,6 @@ fn duration(seconds: f64) -> String {
     if seconds >= 1.0 { format!("{seconds:.2} s") } else { format!("{:.2} ms", seconds * 1e3) }
 }
 
-/// Operations that a step launches, each way, for the engine's decode steps: what the tests measure on the portable
-/// path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StepLaunches {
-    /// Copies of ids, positions and places to the device, and what is made of them.
-    pub begin: u64,
-    /// Of a self-attention layer.
-    pub self_layer: u64,
-    /// Of a cross-attention layer.
-    pub cross_layer: u64,
-    /// Norm, output head and the choice of the tokens.
-    pub end: u64,
-}
-
-impl StepLaunches {
-    /// For a device that reads pages by one kernel or not, in a half type or f32, with shapes filled up or not.
-    pub fn new(reads_pages: bool, half: bool, fixed_shapes: bool) -> Self {
-        let fixed = u64::from(fixed_shapes);
-        // Lookup: keys, scores, scale, mask, softmax, values, sum; in a half type two conversions.
-        let attention = fixed + if reads_pages { 1 } else { 7 + 2 * u64::from(half) };
-        // Ids and their rows, cosines, sines, slots and their spread; tables of pages of texts and images, or what the
-        // lookup of texts is made of (that of images is kept).
-        let begin = 12 + fixed + 2 * u64::from(half);
-        // norm, q, k, v, 2 rotations, 2 writes, o, sum; norm, gate, up, silu, product, down, sum
-        let self_layer = 17 + attention;
-        // norm, q, norm, o, scale, sum; norm, gate, up, silu, product, down, scale, sum
-        let cross_layer = 14 + attention;
-        // rows wanted (2), norm, head; highest: maximum, 2 constants, comparison, choice, minimum, 2 for finiteness, join
-        Self { begin, self_layer, cross_layer, end: 13 + 2 * fixed + u64::from(half) }
-    }
-
-    /// All of a model's.
-    pub fn total(&self, config: &TextConfig) -> u64 {
-        let cross = config.cross_attention_layers.len() as u64;
-        let selves = config.self_layers() as u64;
-        self.begin + selves * self.self_layer + cross * self.cross_layer + self.end
-    }
-}
-
 /// The numbers of a model from which costs are counted.
 struct Count<'a> {
     text: &'a TextConfig,
@@ -259,7 +146,8 @@ struct Count<'a> {
     /// Tokens that are computed with one reading of the weights when prompts are read.
     rows_per_read: f64,
     step_tokens: f64,
-    launches: StepLaunches,
+    quantised: bool,
+    fixed_shapes: bool,
     reads_pages: bool,
 }
 
@@ -303,9 +191,10 @@ impl<'a> Count<'a> {
             // Keys and values of images are projected elsewhere.
             cross_weights: cross * (2.0 * d * q + mlp),
             head_weights: d * text.vocab_size as f64,
-            rows_per_read: if options.fixed_shapes { FIXED_ROWS.min(step_tokens) } else { step_tokens },
+            rows_per_read: if options.fixed_shapes { (FIXED_ROWS as f64).min(step_tokens) } else { step_tokens },
             step_tokens,
-            launches: StepLaunches::new(device.reads_pages, size < 4.0, options.fixed_shapes),
+            quantised: matches!(precision.weights.all, Some(WeightType::Q8_0 | WeightType::Q4K)),
+            fixed_shapes: options.fixed_shapes,
             reads_pages: device.reads_pages,
         }
     }
@@ -384,7 +273,7 @@ impl<'a> Count<'a> {
         let reads = prompt / self.rows_per_read;
         // A row's share of the steps that it is in.
         let share = prompt / self.step_tokens;
-        let products = self.launches.total(self.text) as f64 * (self.step_tokens / self.rows_per_read).max(1.0);
+        let products = self.launches(1.0) * (self.step_tokens / self.rows_per_read).max(1.0);
         Cost {
             flops: 2.0 * (self.weights() * prompt + self.head_weights) + self.attention(prompt / 2.0) * prompt,
             bytes: reads * self.weights() * self.text_weight
@@ -396,16 +285,35 @@ impl<'a> Count<'a> {
         }
     }
 
+    /// Tokens of a text half way through its answer.
+    fn context(&self) -> f64 {
+        self.work.prompt as f64 + self.work.new_tokens as f64 / 2.0
+    }
+
+    /// Operations of a step that continues `batch` answers.
+    fn launches(&self, batch: f64) -> f64 {
+        let launches = StepLaunches::new(DecodeStep {
+            reads_pages: self.reads_pages,
+            half: self.size < 4.0,
+            quantised: self.quantised,
+            fixed_shapes: self.fixed_shapes,
+            answers: batch as u64,
+            text: self.context() as u64,
+            image: self.image_tokens() as u64,
+        });
+        launches.total(self.text) as f64
+    }
+
     fn decode_step(&self, batch: f64) -> Cost {
-        let context = self.work.prompt as f64 + self.work.new_tokens as f64 / 2.0;
-        let blocks = (batch / FIXED_ROWS).ceil().max(1.0);
+        let context = self.context();
+        let blocks = (batch / FIXED_ROWS as f64).ceil().max(1.0);
         let kv = context * self.kv_per_token + self.image_tokens() * self.cross_kv_per_token;
         // Without a kernel that reads pages, keys and values are copied together first: read, written, read.
         let copies = if self.reads_pages { 1.0 } else { 3.0 };
         Cost {
             flops: batch * (2.0 * (self.weights() + self.head_weights) + self.attention(context)),
             bytes: blocks * (self.weights() + self.head_weights) * self.text_weight + batch * kv * copies,
-            launches: self.launches.total(self.text) as f64,
+            launches: self.launches(batch),
         }
     }
 }
@@ -523,7 +431,7 @@ mod tests {
     #![allow(clippy::unwrap_used)] // a failed call is a failed test
 
     use super::*;
-    use crate::local::{DTypeChoice, ModelSource};
+    use crate::local::{DEVICE_MODELS, DTypeChoice, ModelSource};
 
     fn config(text: &str) -> Config {
         Config::from_json(text).unwrap()

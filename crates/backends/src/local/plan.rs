@@ -17,7 +17,10 @@ pub(crate) const FIXED_PIECE: usize = 256;
 /// Queries whose scores are held at a time, and keys that are gathered at a time, by the operations that every device
 /// has.
 const QUERY_BLOCK: u64 = 256;
-const GATHERED: u64 = 1 << 18;
+pub(crate) const GATHERED: u64 = 1 << 18;
+
+/// Tokens of a page of keys and values.
+const PAGE: u64 = 32;
 
 /// Batch sizes to choose from for a GPU.
 const BATCHES: [usize; 14] = [256, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 4, 2, 1];
@@ -122,6 +125,13 @@ impl MemoryPlan {
     /// Bytes for keys and values of rows; `None` without a limit.
     pub(crate) fn for_rows(&self) -> Option<u64> {
         self.memory.map(|memory| memory.saturating_sub(self.fixed()))
+    }
+
+    /// Most bytes of keys and values in pages, for `batch_size` answers: those of rows and kept images, and what the last
+    /// pages of a text and an image are not full of. `None` without a limit.
+    pub(crate) fn pages(&self, batch_size: usize) -> Option<u64> {
+        let unfilled = 2 * (batch_size as u64 + 1) * PAGE * self.kv_per_token;
+        self.for_rows().map(|rows| rows + self.image_cache + unfilled)
     }
 
     /// What a row takes at most: its text, and images that aren't shared.

@@ -136,6 +136,7 @@ impl Precision {
             }
             device.check(precision.activations)?;
             device.check(precision.kv)?;
+            precision.check_overrides(device)?;
             return Ok(precision);
         }
         let fits =
@@ -159,6 +160,24 @@ impl Precision {
                 let smallest = || cpu(Some(WeightType::Q4K), false);
                 let larger = [None, Some(WeightType::Q8_0)].map(|all| cpu(all, false));
                 Ok(larger.into_iter().find(fits).unwrap_or_else(smallest))
+            }
+        }
+    }
+
+    /// On a GPU, and on the portable path, a tensor is quantised or in the type of the activations.
+    fn check_overrides(&self, device: &OpenDevice) -> Result<(), Fault> {
+        let honoured = |wanted: WeightType| match wanted {
+            WeightType::F32 => self.activations == DType::F32,
+            WeightType::Bf16 => self.activations == DType::BF16,
+            WeightType::Q8_0 | WeightType::Q4K => true,
+        };
+        match self.weights.overrides.iter().find(|wanted| !honoured(wanted.weight_type())) {
+            None => Ok(()),
+            Some(wanted) => {
+                let (name, activations) = (&device.description, self.activations.as_str());
+                let message = format!("{wanted}: on {name} tensors are q8_0, q4_k or in the run's {activations}");
+                Err(Fault::stop("device.dtype", message)
+                    .with_hint(format!("leave it out for {activations}, or use --dtype for all tensors")))
             }
         }
     }
@@ -202,11 +221,13 @@ impl Precision {
 
     /// Bytes of a tensor that the checkpoint holds as `stored`.
     pub(crate) fn bytes(&self, spec: &TensorSpec, stored: Stored) -> u64 {
-        let quantised = matches!(self.weights.all, Some(WeightType::Q8_0 | WeightType::Q4K));
         if self.in_place && spec.shape.len() > 1 && stored == Stored::Bf16 {
             0
-        } else if self.portable && !(quantised && spec.role.is_matrix()) {
-            spec.elements() * self.activations.size_in_bytes() as u64
+        } else if self.portable {
+            let dense = spec.elements() * self.activations.size_in_bytes() as u64;
+            // A table that is a matrix too is there twice.
+            let table = if spec.role.is_table() && spec.role.is_matrix() { dense } else { 0 };
+            table + self.weights.block_bytes(spec, stored).unwrap_or(dense)
         } else {
             self.weights.bytes(spec, stored)
         }
@@ -244,4 +265,48 @@ enum Placed {
     InMemory,
     /// bf16 matrices in the file's map.
     InMap,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // a failed call is a failed test
+
+    use super::*;
+    use crate::local::{DeviceChoice, ModelSource};
+
+    fn with(overrides: &[&str]) -> LocalOptions {
+        let mut options = LocalOptions::new(ModelSource::Named("model".into()));
+        options.weight_overrides = overrides.iter().map(|text| text.parse().unwrap()).collect();
+        options
+    }
+
+    fn config() -> Config {
+        Config::from_json(include_str!("../../docs/llama-3.2-11b-vision.json")).unwrap()
+    }
+
+    #[test]
+    fn a_type_that_is_not_honoured_is_refused() {
+        let (config, cpu) = (config(), DeviceChoice::Cpu.open().unwrap());
+        let choose = |text: &str| {
+            let options = LocalOptions { portable: true, ..with(&[text]) };
+            Precision::choose(&options, &cpu, &config, &|_| Stored::Bf16, None)
+        };
+        choose("*lm_head*=f32").unwrap();
+        choose("*lm_head*=q4_k").unwrap();
+        let fault = choose("*lm_head*=bf16").unwrap_err();
+        assert_eq!(fault.code, "device.dtype");
+        assert!(fault.message.contains("*lm_head*=bf16"), "{}", fault.message);
+    }
+
+    #[test]
+    fn single_quantised_tensors_count_as_that() {
+        let config = config();
+        let bytes = |options: &LocalOptions| Precision::on_gpu(options, &config, &|_| Stored::Bf16, None).weight_bytes;
+        let dense = bytes(&with(&[]));
+        let head = (config.text.vocab_size * config.text.hidden_size) as u64;
+        // 34 bytes for 32 weights, instead of 64.
+        assert_eq!(dense - bytes(&with(&["language_model.lm_head.weight=q8_0"])), head * 30 / 32);
+        let quantised = LocalOptions { dtype: DTypeChoice::Q8_0, ..with(&[]) };
+        assert!(bytes(&quantised) < dense * 6 / 10);
+    }
 }

@@ -9,6 +9,7 @@ use vgen_core::{
 };
 use vgen_mllama::{CrossKv, SelfKv};
 
+use super::shortlist::{Asked, Shortlist};
 use super::{Answer, Candidates, ConstraintState, ResolvedSampling, SampleError, Sampled, Sampler, Vocabulary};
 
 /// A row that is ready for the engine.
@@ -64,6 +65,8 @@ pub(crate) struct ActiveRow {
 pub(crate) enum Next {
     /// It was chosen on the device.
     Token(u32),
+    /// The few that it is chosen from.
+    Few(Shortlist),
     /// The logits to choose from, `[vocabulary]`.
     Logits(Vec<f32>),
 }
@@ -88,9 +91,21 @@ impl Sample {
         Ok(())
     }
 
-    /// Whether its next token is the highest of the model's own logits.
-    pub(crate) fn takes_highest(&self) -> bool {
-        self.sampler.takes_highest()
+    /// How much of the logits its next token needs.
+    pub(crate) fn asked(&self) -> Asked {
+        self.sampler.asked()
+    }
+
+    /// Chooses the next token. Logits are changed.
+    pub(crate) fn choose(&mut self, next: &mut Next, candidates: &mut Candidates) -> Result<Sampled, SampleError> {
+        match next {
+            Next::Token(token) => {
+                self.sampler.push(*token);
+                Ok(Sampled { token: *token, ..Sampled::default() })
+            }
+            Next::Few(few) => self.sampler.sample_few(few, candidates),
+            Next::Logits(logits) => self.sampler.sample(logits, candidates),
+        }
     }
 }
 
@@ -110,9 +125,9 @@ impl ActiveRow {
         self.prefill.is_none() && self.samples.is_empty()
     }
 
-    /// Whether every sample's first token is the highest of the model's own logits.
-    pub(crate) fn starts_with_highest(&self) -> bool {
-        self.job.constraint.is_none() && self.job.sampling.takes_highest()
+    /// How much of the logits every sample's first token needs.
+    pub(crate) fn first_asked(&self) -> Asked {
+        if self.job.constraint.is_none() { self.job.sampling.asked() } else { Asked::All }
     }
 
     /// The prompt is read: its last logits give every sample's first token.
@@ -141,32 +156,22 @@ impl ActiveRow {
                 self.job.reply.delta(index, &self.job.prompt.text);
             }
             let mut sample = Sample { index, kv: own, next: 0, sampler, answer, logprobs: Vec::new() };
-            if self.advance(&mut sample, next, tools) {
+            let sampled = sample.choose(&mut next.clone(), &mut tools.candidates);
+            if self.advance(&mut sample, sampled, tools) {
                 self.samples.push(sample);
             }
         }
     }
 
-    /// A sample's next token; it is kept if it goes on.
-    pub(crate) fn step(&mut self, mut sample: Sample, next: &Next, tools: &mut Tools) {
-        if self.advance(&mut sample, next, tools) {
+    /// A sample's next token, which was chosen; it is kept if it goes on.
+    pub(crate) fn step(&mut self, mut sample: Sample, sampled: Result<Sampled, SampleError>, tools: &Tools) {
+        if self.advance(&mut sample, sampled, tools) {
             self.samples.push(sample);
         }
     }
 
-    /// Chooses a token; false if the answer ended with it.
-    fn advance(&mut self, sample: &mut Sample, next: &Next, tools: &mut Tools) -> bool {
-        let sampled = match next {
-            Next::Token(token) => {
-                sample.sampler.push(*token);
-                Ok(Sampled { token: *token, ..Sampled::default() })
-            }
-            Next::Logits(logits) => {
-                tools.logits.clear();
-                tools.logits.extend_from_slice(logits);
-                sample.sampler.sample(&mut tools.logits, &mut tools.candidates)
-            }
-        };
+    /// Takes the chosen token; false if the answer ended with it.
+    fn advance(&mut self, sample: &mut Sample, sampled: Result<Sampled, SampleError>, tools: &Tools) -> bool {
         let sampled = match sampled {
             Ok(sampled) => sampled,
             Err(error) => {
@@ -272,5 +277,4 @@ pub(crate) fn given_up_fault(row: u64, reason: FinishReason) -> Fault {
 pub(crate) struct Tools {
     pub(crate) vocabulary: Arc<Vocabulary>,
     pub(crate) candidates: Candidates,
-    pub(crate) logits: Vec<f32>,
 }

@@ -28,7 +28,8 @@ use vgen_core::Fault;
 use super::constrain::{ConstraintError, ConstraintState};
 use super::processors::{self, History};
 use super::random::RandomStream;
-use super::sampling::ResolvedSampling;
+use super::sampling::{ResolvedSampling, Warpers};
+use super::shortlist::{Asked, Shortlist};
 use super::warpers::{self, Candidates};
 
 /// Why a row has no next token. The other rows are not concerned.
@@ -129,9 +130,19 @@ impl Sampler {
         self.history.generated()
     }
 
-    /// Whether the next token is the highest of the model's own logits, whatever they are.
-    pub fn takes_highest(&self) -> bool {
-        self.constraint.is_none() && self.params.takes_highest()
+    /// How much of the model's own logits the next token needs.
+    pub(crate) fn asked(&self) -> Asked {
+        if self.constraint.is_none() { self.params.asked() } else { Asked::All }
+    }
+
+    /// [`Self::sample`] from what a first limit left of the model's own logits.
+    pub(crate) fn sample_few(&mut self, few: &Shortlist, scratch: &mut Candidates) -> Result<Sampled, SampleError> {
+        let step = self.history.generated();
+        let place = self.draw(&mut few.logits.clone(), few.warpers, scratch, step);
+        let token = place.and_then(|place| few.ids.get(place as usize).copied());
+        let token = token.ok_or(SampleError::NoToken { step })?;
+        self.history.push(token);
+        Ok(Sampled { token, ..Sampled::default() })
     }
 
     /// Adds a token that was chosen elsewhere to the row's history.
@@ -182,7 +193,14 @@ impl Sampler {
 
     /// Steps 7 to 13.
     fn choose(&self, logits: &mut [f32], scratch: &mut Candidates, step: usize) -> Option<u32> {
-        let Some(warpers) = self.params.warpers else { return argmax(logits) };
+        match self.params.warpers {
+            Some(warpers) => self.draw(logits, warpers, scratch, step),
+            None => argmax(logits),
+        }
+    }
+
+    /// Steps 8 to 13.
+    fn draw(&self, logits: &mut [f32], warpers: Warpers, scratch: &mut Candidates, step: usize) -> Option<u32> {
         warpers::temperature(logits, warpers.temperature);
         scratch.start(logits, warpers.top_k);
         scratch.top_p(warpers.top_p);

@@ -18,6 +18,8 @@ use serde::Deserialize;
 use tokenizers::Tokenizer;
 use vgen_core::{Fault, SamplingParams};
 
+use super::shortlist::Asked;
+
 /// Why sampling parameters can't be honoured.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -179,16 +181,16 @@ pub struct ResolvedSampling {
 }
 
 impl ResolvedSampling {
-    /// Whether each token is the highest of the model's own logits and nothing else of them is asked for.
-    pub fn takes_highest(&self) -> bool {
-        self.warpers.is_none()
-            && !self.logprobs
+    /// How much of the model's own logits each choice needs, without a constraint.
+    pub(crate) fn asked(&self) -> Asked {
+        let plain = !self.logprobs
             && self.min_new_tokens == 0
             && self.repetition_penalty == 1.0
             && self.frequency_penalty == 0.0
             && self.presence_penalty == 0.0
             && self.logit_bias.is_empty()
-            && self.bad_words.is_empty()
+            && self.bad_words.is_empty();
+        if plain { Asked::of(self.warpers, self.vocab_size) } else { Asked::All }
     }
 
     /// Fills `params` up with the model's `defaults` and checks them against the model: the tokens in `eos_ids` end

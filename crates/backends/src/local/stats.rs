@@ -28,6 +28,7 @@ pub struct EngineStats {
     pub(crate) steps: AtomicU64,
     pub(crate) decode_steps: AtomicU64,
     pub(crate) copies_to_host: AtomicU64,
+    pub(crate) copies_to_device: AtomicU64,
 }
 
 /// The engine's time without anything to do.
@@ -38,7 +39,9 @@ pub(crate) struct Wait {
     since: Option<Instant>,
 }
 
-/// [`EngineStats`] at a moment. All but preparation, which runs beside it, is time of the engine's one thread.
+/// [`EngineStats`] at a moment. All but preparation, which runs beside it, is time of the engine's one thread. On a GPU,
+/// which works on while the thread goes on, a step that only reads pieces of prompts takes the time of launching it; the
+/// thread waits for it in the next step that chooses a token.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EngineReport {
@@ -78,8 +81,10 @@ pub struct EngineReport {
     pub steps: u64,
     /// Those of them that only continued answers.
     pub decode_steps: u64,
-    /// Results that were copied from the device: one a step where all tokens can be chosen there.
+    /// Results that were copied from the device: one a step where no choice needs a row's whole logits.
     pub copies_to_host: u64,
+    /// Ids, positions and places that steps copied to the device.
+    pub copies_to_device: u64,
 }
 
 impl EngineStats {
@@ -107,6 +112,7 @@ impl EngineStats {
             steps: count(&self.steps),
             decode_steps: count(&self.decode_steps),
             copies_to_host: count(&self.copies_to_host),
+            copies_to_device: count(&self.copies_to_device),
         }
     }
 

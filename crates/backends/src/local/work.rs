@@ -49,9 +49,10 @@ impl Work {
             if !name.contains("lm_head") && !name.contains("embed_tokens") {
                 work.text_flops_per_token += flops;
             }
-            let bytes = match precision.activations {
-                candle_core::DType::F32 => precision.weights.bytes(&spec, stored(name)),
-                dtype => spec.elements() * dtype.size_in_bytes() as u64,
+            let bytes = match (precision.portable, precision.weights.block_bytes(&spec, stored(name))) {
+                (true, None) => spec.elements() * precision.activations.size_in_bytes() as u64,
+                (true, Some(bytes)) => bytes,
+                (false, _) => precision.weights.bytes(&spec, stored(name)),
             };
             work.decode_bytes_per_step += bytes as f64;
         }

@@ -19,7 +19,7 @@ pub(crate) struct PlanCommand {
     #[command(flatten)]
     pub(crate) speed: SpeedFlags,
     /// Count bytes, FLOPs and launches of each stage for a device by its data sheet, and the rows a second that its
-    /// limits allow, instead of planning for this machine: h100, a100, 4090, m3.
+    /// limits allow, instead of planning for this machine: h100, h200, a100, l40s, a10, l4, 4090, m3.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["rows_per_second", "measured"])]
     pub(crate) device_model: Option<DeviceModel>,
     #[command(flatten)]

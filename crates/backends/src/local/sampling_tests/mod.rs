@@ -6,6 +6,7 @@ mod detokenize;
 mod recorded;
 mod sampler;
 mod sampling;
+mod shortlist;
 mod stop;
 
 use std::sync::Arc;
