@@ -198,7 +198,7 @@ impl Model {
     }
 
     /// Runs a step over flat tokens of several sequences and returns the logits of the tokens `wanted`,
-    /// `[wanted, vocabulary]` in f32.
+    /// `[wanted, vocabulary]` in f32. An error, or a panic, leaves the sequences as they were.
     pub fn forward(&self, ids: &[u32], sequences: &mut [Sequence], wanted: &[u32]) -> Result<Tensor> {
         self.forward_observed(ids, sequences, wanted, None)
     }
@@ -212,6 +212,6 @@ impl Model {
         observer: Option<Observer>,
     ) -> Result<Tensor> {
         self.counters.tokens.fetch_add(ids.len() as u64, Ordering::Relaxed);
-        Ok(self.text.forward(ids, sequences, wanted, observer)?.to_dtype(DType::F32)?)
+        self.text.forward(ids, sequences, wanted, observer)
     }
 }

@@ -18,6 +18,10 @@ pub(crate) const PAGE: usize = 32;
 /// Pages that a pool starts with.
 const FIRST_PAGES: usize = 64;
 
+/// A pool that grows gets this part more than it had, so that it grows seldom; what nobody asked for is within the memory
+/// plan.
+pub(crate) const SLACK: usize = 16;
+
 /// Keys and values of a layer, each `[pages, PAGE, kv_heads, d]`.
 pub(crate) type PagedLayer = (Tensor, Tensor);
 
@@ -91,7 +95,7 @@ impl PagePool {
     fn grow(&self, state: &mut State, count: usize) -> Result<()> {
         // One more than is wanted: page 0.
         let missing = count - state.free.len() + usize::from(state.pages == 0);
-        let pages = (state.pages + missing).max(state.pages * 5 / 4).max(FIRST_PAGES);
+        let pages = (state.pages + missing).max(state.pages + state.pages / SLACK).max(FIRST_PAGES);
         let shape = (pages, PAGE, self.kv_heads, self.head_dim);
         let larger = |old: Option<&Tensor>| -> Result<Tensor> {
             let new = Tensor::zeros(shape, self.dtype, &self.device)?;

@@ -196,7 +196,8 @@ impl TextModel {
         Ok(())
     }
 
-    /// Runs a step and returns the logits of the flat tokens `wanted`, `[wanted, vocabulary]`.
+    /// Runs a step and returns the logits of the flat tokens `wanted`, `[wanted, vocabulary]` in f32. An error leaves the
+    /// sequences as they were.
     pub(crate) fn forward(
         &self,
         ids: &[u32],
@@ -252,9 +253,6 @@ impl TextModel {
             observe(&format!("layer{i}"), &x)?;
         }
         drop(cross);
-        for sequence in sequences {
-            sequence.kv.advance(sequence.visible.len());
-        }
         let last = x.index_select(&Tensor::new(wanted, &self.device)?, 0)?;
         if observer.is_some() {
             let normed = self.norm.forward(&x)?;
@@ -263,6 +261,11 @@ impl TextModel {
             }
         }
         let [logits] = self.norm.then([&self.lm_head], &last)?;
+        let logits = logits.to_dtype(DType::F32)?;
+        // Only now: what fails before has written behind the sequences' ends, where the next step writes again.
+        for sequence in sequences {
+            sequence.kv.advance(sequence.visible.len());
+        }
         Ok(logits)
     }
 

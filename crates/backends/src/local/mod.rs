@@ -16,7 +16,9 @@ mod performance;
 #[doc = include_str!("../../docs/performance-model.md")]
 pub mod performance_model {}
 mod plan;
+mod planned;
 mod precision;
+mod prepared;
 pub mod processors;
 mod queue;
 mod random;
