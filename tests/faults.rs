@@ -223,23 +223,63 @@ fn a_backend_that_goes_answers_first() {
     assert!(outcomes.values().all(Result::is_ok));
 }
 
-/// A batch of rows that don't fit in what is allowed is answered in turns; one that never fits fails with numbers.
+/// A batch of rows that don't fit in what is allowed is answered in turns, and so are the answers to a row; one that never
+/// fits fails with numbers.
 #[test]
 fn rows_wait_for_memory() {
     let mut options = LocalOptions::new(ModelSource::Named(fixture().to_str().unwrap().to_owned()));
-    let plan = vgen_backends::local::inspect(&options).unwrap().plan;
     options.batch_size = 16;
-    let plan_with_batch = vgen_backends::local::inspect(&options).unwrap().plan;
-    // Room for about two rows of the longest kind.
-    options.memory = Some((plan_with_batch.weights + plan_with_batch.workspace()) * 8 / 7 + plan.row(2048, 4, 1));
+    let plan = vgen_backends::local::inspect(&options).unwrap().plan;
+    // Room for about two rows of the longest kind, beside kept and prepared images, which get an eighth and a sixteenth.
+    let least = plan.weights + plan.workspace() + 3 * plan.max_tiles * plan.pixels_per_tile;
+    options.memory = Some(least * 16 / 13 + plan.row(2048, 4, 1));
     let backend = LocalBackend::load(options, |_| {}).unwrap();
     let good = neighbours();
-    let alone = run(&load(&fixture(), false), &good);
+    let in_turns = Request { num_generations: 14, ..ask(101, None, "what?", 200) };
     let mut mixed = good.clone();
     mixed.insert(3, Request { num_generations: 14, ..ask(100, None, "what?", 1900) });
+    mixed.insert(5, in_turns.clone());
+    let alone = run(&load(&fixture(), false), &[&good[..], &[in_turns]].concat());
     let outcomes = run(&backend, &mixed);
     assert_eq!(fault(&outcomes[&100]).code, "row.memory");
     for (row, outcome) in &alone {
         assert_eq!(bits(outcome), bits(&outcomes[row]), "row {row}");
     }
+}
+
+#[test]
+fn too_many_answers_are_refused() {
+    let backend = load(&fixture(), false);
+    let refused = backend.check(&SamplingParams::default(), 5000).unwrap_err();
+    assert_eq!(refused.message, "num_generations is 5000, it can be 1 to 4096");
+    let outcomes =
+        run(&backend, &[0, 1, u32::MAX].map(|n| Request { num_generations: n, ..ask(u64::from(n), None, "what?", 4) }));
+    assert_eq!(fault(&outcomes[&0]).code, "task.invalid_parameter");
+    assert_eq!(fault(&outcomes[&u64::from(u32::MAX)]).code, "task.invalid_parameter");
+    assert!(outcomes[&1].is_ok());
+}
+
+/// Also while an image comes from a server that says nothing.
+#[test]
+fn a_backend_that_is_given_up_goes_soon() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut options = LocalOptions::new(ModelSource::Named(fixture().to_str().unwrap().to_owned()));
+    options.prepare.limits.allow_private_addresses = true;
+    let backend = LocalBackend::load(options, |_| {}).unwrap();
+    let url = format!("http://{}/image.png", listener.local_addr().unwrap());
+    let (send, receive) = mpsc::channel();
+    let requests: Vec<Request> =
+        (0..4).map(|row| ask(row, Some(Part::Image(ImageRef::Url(url.as_str().into()))), "what?", 4)).collect();
+    for request in &requests {
+        let send = send.clone();
+        backend.submit(request.clone(), Box::new(move |result| send.send(result).unwrap()));
+    }
+    // Until somebody asks for an image.
+    let _connection = listener.accept().unwrap();
+    let start = Instant::now();
+    requests.iter().for_each(|request| request.cancel.cancel());
+    drop((backend, send));
+    assert!(start.elapsed() < Duration::from_secs(5), "after {:?}", start.elapsed());
+    let codes: Vec<_> = receive.into_iter().map(|result: Outcome| fault(&result).code).collect();
+    assert_eq!(codes, ["row.cancelled"; 4]);
 }

@@ -49,18 +49,34 @@ fn a_plan_reads_headers_only() {
     assert!(number(&plan["rows_that_fit"]) > 0);
 
     let text = scratch.vgen(&args).exits(0);
-    for word in ["weights", "vision workspace", "keys, values per token", "fits", "5, 1 can't be run"] {
+    for word in
+        ["weights", "vision workspace", "keys, values per token", "prepared images", "fits", "5, 1 can't be run"]
+    {
         assert!(text.stdout.contains(word), "{word:?} is not in\n{}", text.stdout);
     }
     scratch.vgen(&[&args[..], &["--memory", "2MB"]].concat()).exits(5).says("are allowed").says("--memory");
     scratch.vgen(&["plan"]).exits(2).says("no model is named");
+
+    // What the model says of its answers; more answers than a batch are made in turns.
+    scratch.file("model/generation_config.json", "{\"max_new_tokens\": 77}");
+    let many = ["plan", "--model", "model", "--num-generations", "100", "--batch-size", "3", "--json"];
+    let plan: Value = serde_json::from_str(&scratch.vgen(&many).exits(0).stdout).unwrap();
+    assert_eq!((&plan["max_new_tokens"], &plan["at_a_time"], &plan["batch_size"]), (&77.into(), &3.into(), &3.into()));
+    let text = number(&plan["row_bytes"]) - number(&plan["cross_kv_per_image"]);
+    assert_eq!(text, 4 * (256 + 77) * number(&plan["kv_per_token"]), "{plan:#}");
 }
 
 #[test]
 fn a_run_that_cannot_fit_is_refused_with_numbers() {
     let (scratch, model) = (scratch(), model("mllama/tiny-hublike"));
     let args = ["--model", &model, "--input", "rows.jsonl", "--memory", "3MB"];
-    scratch.vgen_local(&args).exits(5).says("plan: ").says("2.9 MiB are allowed").says("keys, values per tile");
+    scratch
+        .vgen_local(&args)
+        .exits(5)
+        .says("plan: ")
+        .says("2.9 MiB are allowed")
+        .says("keys, values per tile")
+        .says("8 answers at a time at most");
 }
 
 #[test]

@@ -160,12 +160,14 @@ fn a_batch_file_is_answered_as_openai_answers_it() {
     let mut text = request("a", json!({"model": "x", "messages": asked, "max_tokens": 7, "n": 2}));
     text.push_str(&request("b", json!({"model": "x", "messages": [{"role": "user", "content": "hi"}], "audio": {}})));
     text.push_str(&request("c", json!({"model": "x", "messages": [{"role": "user", "content": "hi"}], "top_k": 5})));
+    let many = json!({"model": "x", "messages": [{"role": "user", "content": "hi"}], "n": u32::MAX});
+    text.push_str(&request("d", many));
     let scratch = Scratch::new();
     scratch.file("batch.jsonl", text);
     let config = "[input]\npath = \"batch.jsonl\"\n[output]\npath = \"out.jsonl\"\n[backend]\nkind = \"mock\"\n\
         answer = \"{prompt} {images} {sample}\"\nrefuse = [\"top_k\"]\n";
     scratch.file("run.toml", config);
-    scratch.run(&[]).exits(1).says("batch.request: 1").says("sampling.unsupported: 1");
+    scratch.run(&[]).exits(1).says("batch.request: 2").says("sampling.unsupported: 1");
     let out = scratch.rows("out.jsonl");
     assert_eq!((&out[0]["custom_id"], &out[0]["error"]), (&"a".into(), &Value::Null));
     let body = &out[0]["response"]["body"];
@@ -174,6 +176,7 @@ fn a_batch_file_is_answered_as_openai_answers_it() {
     assert_eq!((&out[1]["response"], &out[1]["error"]["code"]), (&Value::Null, &"batch.request".into()));
     assert!(out[1]["error"]["message"].as_str().unwrap().contains("audio"));
     assert_eq!(out[2]["error"]["code"], "sampling.unsupported");
+    assert_eq!(out[3]["error"]["message"], "the body's n can't be 4294967295");
     scratch.run(&[]).exits(1).says("nothing is left to do");
     scratch.run(&["--output", "out.parquet"]).exits(2).says("the answers to a batch file are JSON lines");
     scratch

@@ -131,14 +131,18 @@ impl Loading {
                 self.bar.set_position(done as u64);
                 self.bar.set_message(format!("layer {done} of {total}"));
             }
-            LoadEvent::Plan { plan, free } => {
+            LoadEvent::Plan { plan, free, batch_size } => {
                 let free = free.map(|free| format!(" of {} free", Bytes(free))).unwrap_or_default();
+                let image = match plan.max_tiles {
+                    0 => String::new(),
+                    tiles => format!(", {} an image of {tiles} tiles", Bytes(plan.row(0, tiles, 0))),
+                };
+                let fits = plan.usual_rows().map(|rows| format!("; room for {rows} rows")).unwrap_or_default();
                 self.messages.info(format!(
-                    "plan: {} weights, {} workspace{free}; {} a token, {} a tile of an image",
+                    "plan: {} weights, {} workspace{free}; {} a token{image}{fits}, {batch_size} answers at a time at most",
                     Bytes(plan.weights),
                     Bytes(plan.workspace()),
                     Bytes(plan.kv_per_token),
-                    Bytes(plan.cross_kv_per_tile),
                 ));
             }
             LoadEvent::Ready { device, dtype, seconds } => {

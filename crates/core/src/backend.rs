@@ -8,6 +8,9 @@ use serde_json::Value;
 
 use crate::{Fault, Generation, Message, SamplingParams};
 
+/// Most answers to a request: each takes memory until all are there.
+pub const MAX_NUM_GENERATIONS: u32 = 4096;
+
 /// A row's question to a backend.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -17,7 +20,7 @@ pub struct Request {
     pub messages: Vec<Message>,
     /// How to answer.
     pub sampling: SamplingParams,
-    /// How many answers, at least 1.
+    /// How many answers, from 1 to [`MAX_NUM_GENERATIONS`].
     pub num_generations: u32,
     /// When to give up.
     pub deadline: Option<Instant>,

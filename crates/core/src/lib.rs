@@ -15,7 +15,7 @@ mod sampling;
 mod secret;
 
 pub use attention_span::image_spans;
-pub use backend::{Backend, CancelToken, Reply, Request, Response};
+pub use backend::{Backend, CancelToken, MAX_NUM_GENERATIONS, Reply, Request, Response};
 pub use fault::{Fault, FaultClass};
 pub use generation::{FinishReason, Generation, Timings, TokenLogprob, TopLogprob, Usage};
 pub use image::{ImageRef, PixelTiles};

@@ -259,7 +259,8 @@ impl Model {
     }
 
     /// Runs a step over flat tokens of several sequences and returns the logits of the tokens `wanted`,
-    /// `[wanted, vocabulary]` in f32; of none, where a step only reads pieces of prompts, an empty tensor on the host.
+    /// `[wanted, vocabulary]` in f32; of none, where a step only reads pieces of prompts, an empty tensor on the host. An
+    /// error, or a panic, leaves the sequences as they were.
     pub fn forward(&self, ids: &[u32], sequences: &mut [Sequence], wanted: &[u32]) -> Result<Tensor> {
         self.forward_observed(ids, sequences, wanted, None)
     }
@@ -274,6 +275,6 @@ impl Model {
     ) -> Result<Tensor> {
         self.counters.tokens.fetch_add(ids.len() as u64, Ordering::Relaxed);
         let _counting = self.counting();
-        Ok(self.text.forward(ids, sequences, wanted, observer)?.to_dtype(DType::F32)?)
+        self.text.forward(ids, sequences, wanted, observer)
     }
 }

@@ -225,7 +225,8 @@ impl TextModel {
         Ok(())
     }
 
-    /// Runs a step and returns the logits of the flat tokens `wanted`, `[wanted, vocabulary]`; of none on the host.
+    /// Runs a step and returns the logits of the flat tokens `wanted`, `[wanted, vocabulary]` in f32; of none on the host. An
+    /// error leaves the sequences as they were.
     pub(crate) fn forward(
         &self,
         ids: &[u32],
@@ -281,21 +282,24 @@ impl TextModel {
             observe(&format!("layer{i}"), &x)?;
         }
         drop(cross);
-        for sequence in sequences {
-            sequence.kv.advance(sequence.visible.len());
-        }
         if observer.is_some() {
             let normed = self.norm.forward(&x)?;
             if let Some(observer) = observer.as_mut() {
                 observer("norm", &filled.tokens_of(&normed)?);
             }
         }
-        if wanted.is_empty() {
+        let logits = if wanted.is_empty() {
             // A step that only reads a piece of a prompt. Devices refuse to compute nothing, so no operation sees this.
-            return Ok(Tensor::zeros((0, self.config.vocab_size), self.dtype, &Device::Cpu)?);
+            Tensor::zeros((0, self.config.vocab_size), DType::F32, &Device::Cpu)?
+        } else {
+            let last = x.index_select(&to_device(wanted.to_vec(), wanted.len(), &self.device)?, 0)?;
+            let [logits] = self.norm.then([&self.lm_head], &last)?;
+            logits.to_dtype(DType::F32)?
+        };
+        // Only now: what fails before has written behind the sequences' ends, where the next step writes again.
+        for sequence in sequences {
+            sequence.kv.advance(sequence.visible.len());
         }
-        let last = x.index_select(&to_device(wanted.to_vec(), wanted.len(), &self.device)?, 0)?;
-        let [logits] = self.norm.then([&self.lm_head], &last)?;
         Ok(logits)
     }
 

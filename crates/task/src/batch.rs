@@ -9,7 +9,8 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use vgen_core::{
-    Constraint, Content, Fault, FinishReason, Generation, ImageRef, Message, Part, Response, Role, Row, SamplingParams,
+    Constraint, Content, Fault, FinishReason, Generation, ImageRef, MAX_NUM_GENERATIONS, Message, Part, Response, Role,
+    Row, SamplingParams,
 };
 
 use crate::config::ImagePosition;
@@ -119,7 +120,7 @@ impl OpenAiBatch {
                 "frequency_penalty" => sampling.frequency_penalty = Some(number()?),
                 "presence_penalty" => sampling.presence_penalty = Some(number()?),
                 "seed" => sampling.seed = Some(value.as_u64().ok_or_else(bad)?),
-                "n" => count = whole().and_then(|n| if n > 0 { Ok(n) } else { Err(bad()) })?,
+                "n" => count = whole().ok().filter(|n| (1..=MAX_NUM_GENERATIONS).contains(n)).ok_or_else(bad)?,
                 "logprobs" => sampling.logprobs = value.as_bool().ok_or_else(bad)?,
                 "top_logprobs" => sampling.top_logprobs = whole()?,
                 "stop" => {

@@ -112,7 +112,7 @@ pub struct TaskConfig {
     /// What the `image` column holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_type: Option<ImageType>,
-    /// Answers for each row.
+    /// Answers for each row, up to [`vgen_core::MAX_NUM_GENERATIONS`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_generations: Option<i64>,
     /// One output row with lists instead of one row for each answer.

@@ -275,6 +275,15 @@ impl Preprocessor {
     /// # Errors
     /// [`PrepareError`]; all that this raises concern one row.
     pub fn prepare(&self, messages: &[Message]) -> Result<Prepared, PrepareError> {
+        self.prepare_unless(messages, &|| false)
+    }
+
+    /// As [`Preprocessor::prepare`], until `given_up` says that nobody waits for the prompt any more: it is asked before
+    /// each image, and while one is fetched from the network.
+    ///
+    /// # Errors
+    /// Also [`ImageError::GivenUp`].
+    pub fn prepare_unless(&self, messages: &[Message], given_up: &dyn Fn() -> bool) -> Result<Prepared, PrepareError> {
         // The prompt first: it is cheap, and images are not fetched for a row that can't be answered.
         let prompt = self.encode_messages(messages)?;
         let image_token = self.tokenizer.ids().image;
@@ -285,8 +294,15 @@ impl Preprocessor {
         if image_positions.len() != images.len() {
             return Err(PrepareError::ImageTokens { tokens: image_positions.len(), images: images.len() });
         }
-        let images =
-            images.into_iter().map(|image| self.process_image(image).map(Arc::new)).collect::<Result<_, _>>()?;
+        let images = images
+            .into_iter()
+            .map(|image| {
+                if given_up() {
+                    return Err(ImageError::GivenUp { name: image_name(image) }.into());
+                }
+                self.process_image_unless(image, given_up).map(Arc::new)
+            })
+            .collect::<Result<_, PrepareError>>()?;
         Ok(Prepared { ids: prompt.ids, images, image_positions, text: prompt.text })
     }
 
@@ -365,8 +381,12 @@ impl Preprocessor {
     /// # Errors
     /// [`PrepareError::Image`], [`PrepareError::TextOnly`].
     pub fn process_image(&self, image: &ImageRef) -> Result<PixelTiles, PrepareError> {
+        self.process_image_unless(image, &|| false)
+    }
+
+    fn process_image_unless(&self, image: &ImageRef, given_up: &dyn Fn() -> bool) -> Result<PixelTiles, PrepareError> {
         let processor = self.processor.as_ref().ok_or(PrepareError::TextOnly)?;
-        let bytes = self.fetcher.fetch(image)?;
+        let bytes = self.fetcher.fetch_unless(image, given_up)?;
         let name = image_name(image);
         let pixels = decode(&bytes, &name, self.fetcher.limits())?;
         Ok(processor.process(&pixels, &name)?)

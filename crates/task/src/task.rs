@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use vgen_core::MAX_NUM_GENERATIONS;
+
 use crate::config::{
     ColumnCheck, ImageCheck, ImagePosition, ImageType, PARAMETERS, PilFormat, RawImages, TaskConfig, Undefined,
 };
@@ -246,9 +248,10 @@ impl TaskBuilder {
             errors.push(TaskError::InvalidParameter { name: "name", reason });
         }
         let num_generations = match u32::try_from(config.num_generations.unwrap_or(1)) {
-            Ok(n) if n >= 1 => n,
+            Ok(n @ 1..=MAX_NUM_GENERATIONS) => n,
             _ => {
-                let reason = format!("expected 1 or more, got {}", config.num_generations.unwrap_or(1));
+                let given = config.num_generations.unwrap_or(1);
+                let reason = format!("expected 1 to {MAX_NUM_GENERATIONS}, got {given}");
                 errors.push(TaskError::InvalidParameter { name: "num_generations", reason });
                 1
             }

@@ -61,6 +61,9 @@ fn everything_wrong_with_a_config_is_found_at_once() {
     let error = builder().name("a b").num_generations(0).input_mapping("nope", "x").template("{{").build().unwrap_err();
     let codes: Vec<_> = error.all().iter().map(|error| error.code()).collect();
     assert_eq!(codes, ["task.invalid_parameter", "task.invalid_parameter", "task.unknown_mapping", "template.syntax"]);
+    assert!(builder().num_generations(4096).build().is_ok());
+    let error = builder().num_generations(4097).build().unwrap_err();
+    assert!(error.to_string().contains("expected 1 to 4096, got 4097"), "{error}");
 }
 
 #[test]

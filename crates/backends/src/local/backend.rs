@@ -7,19 +7,24 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use serde_json::Value;
-use vgen_core::{Backend, Constraint, Fault, FaultClass, Message, Reply, Request, SamplingParams, image_spans};
+use vgen_core::{
+    Backend, Constraint, Fault, FaultClass, MAX_NUM_GENERATIONS, Message, Reply, Request, SamplingParams, catch_panic,
+    image_spans,
+};
 use vgen_mllama::hub::HubProgress;
-use vgen_mllama::{Checkpoint, Config, LoadOptions, Model, Stored, hub};
-use vgen_task::prepare::{ModelFiles, Preprocessor};
+use vgen_mllama::{Checkpoint, Config, LoadOptions, Model, hub};
+use vgen_task::prepare::{EncodedPrompt, ModelFiles, Prepared, Preprocessor};
 
 use super::devices;
 use super::engine::Engine;
+use super::planned::Planned;
+use super::prepared::PreparedImages;
 use super::queue::{JobQueue, Producer};
-use super::row::{Job, given_up, given_up_fault};
+use super::row::{Job, RowImage, given_up, given_up_fault};
 use super::stats::{EngineStats, add};
 use super::{
-    ConstraintCompiler, ConstraintState, GenerationDefaults, LoadEvent, LocalOptions, MemoryPlan, ModelSource,
-    OpenDevice, Precision, ResolvedSampling, Vocabulary,
+    ConstraintCompiler, ConstraintState, GenerationDefaults, LoadEvent, LocalOptions, ModelSource, ResolvedSampling,
+    Vocabulary,
 };
 
 /// New tokens of an answer if neither the request nor the model says (distilabel's default).
@@ -83,8 +88,9 @@ impl LocalBackend {
             }
             ModelSource::Embedded { files, .. } => Checkpoint::memory(files.iter().copied()),
         };
-        let plans = Planned::each(&checkpoint, &options, &devices, &|plan, free| {
-            progress(LoadEvent::Plan { plan: plan.clone(), free });
+        let plans = Planned::each(&checkpoint, &options, &devices, &|planned| {
+            let (plan, free, batch_size) = (planned.plan.clone(), planned.free, planned.options.batch_size);
+            progress(LoadEvent::Plan { plan, free, batch_size });
         })?;
         let shared = Arc::new(Shared::new(&checkpoint, &options)?);
         if let Some(threads) = options.threads {
@@ -95,13 +101,15 @@ impl LocalBackend {
         let dtype = plans.first().map(|planned| planned.precision.to_string()).unwrap_or_default();
         let batch_size: usize = plans.iter().map(|planned| planned.options.batch_size.max(1)).sum();
         let stats = Arc::new(EngineStats::default());
-        // The pipeline's window bounds requests; this bounds decoded images.
+        // The pipeline's window bounds requests; these bound what is prepared ahead, in rows and in bytes.
         let queue = JobQueue::new(batch_size.max(2));
+        let images =
+            PreparedImages::new(plans.iter().map(|planned| planned.plan.waiting_images_of(&planned.options)).sum());
         // Before any engine looks for rows: without a producer the queue is closed.
         let producers: Vec<Producer> = (0..options.prepare_threads.max(1)).map(|_| queue.producer()).collect();
         let mut threads = Vec::with_capacity(plans.len() + producers.len());
         for (number, (planned, open)) in plans.into_iter().zip(&devices).enumerate() {
-            let Planned { options, precision, plan } = planned;
+            let Planned { options, precision, plan, .. } = planned;
             let load = LoadOptions {
                 device: open.device.clone(),
                 dtype: precision.activations,
@@ -127,11 +135,12 @@ impl LocalBackend {
         });
 
         let model_name = options.model.name().to_owned();
+        // `submit` never blocks: whoever submits is held back by `window`, and what waits here is not prepared yet.
         let (requests, incoming) = unbounded::<Submitted>();
         for jobs in producers {
             let (shared, incoming) = (Arc::clone(&shared), incoming.clone());
-            let stats = Arc::clone(&stats);
-            threads.push(spawn("vgen-prepare", move || shared.prepare_all(&incoming, &jobs, &stats))?);
+            let (stats, images) = (Arc::clone(&stats), Arc::clone(&images));
+            threads.push(spawn("vgen-prepare", move || shared.prepare_all(&incoming, &jobs, &images, &stats))?);
         }
         let window = 2 * batch_size + options.prepare_threads;
         Ok(Self { model_name, requests: Some(requests), threads, shared, window, stats })
@@ -140,66 +149,6 @@ impl LocalBackend {
     /// What the engine did and where its time went.
     pub fn stats(&self) -> &EngineStats {
         &self.stats
-    }
-}
-
-/// What an engine will be like.
-struct Planned {
-    options: LocalOptions,
-    precision: Precision,
-    plan: MemoryPlan,
-}
-
-impl Planned {
-    /// For each device; those that are the same share its memory. `say` hears of the first plan.
-    fn each(
-        checkpoint: &Checkpoint,
-        options: &LocalOptions,
-        devices: &[OpenDevice],
-        say: &dyn Fn(&MemoryPlan, Option<u64>),
-    ) -> Result<Vec<Self>, Fault> {
-        let config = Config::from_json(&checkpoint.require("config.json")?)?;
-        let header = checkpoint.weights()?;
-        let stored = |name: &str| header.stored(name).unwrap_or(Stored::F32);
-        let mut places = Vec::with_capacity(devices.len());
-        for device in devices {
-            let same = devices.iter().filter(|other| other.device.location() == device.device.location()).count();
-            let free = device.free_memory().map(|free| free / same as u64);
-            let mut options = options.clone();
-            options.memory = options.memory.map(|memory| memory / same as u64);
-            if !device.device.is_cpu() {
-                // What a driver and a library keep for themselves is not known beforehand.
-                let usable = free.map(|free| free - free / 20);
-                options.memory = options.memory.into_iter().chain(usable).min();
-            }
-            places.push((device, options, free));
-        }
-        // One for all, that fits the smallest and that the oldest can compute in: a row's answer must not depend on the
-        // device that takes it.
-        let oldest = devices.iter().min_by_key(|device| device.compute_capability);
-        let oldest = oldest.ok_or_else(|| Fault::stop("device.none", "there is no device to compute on"))?;
-        let smallest = LocalOptions {
-            memory: places.iter().filter_map(|(_, options, _)| options.memory).min(),
-            ..options.clone()
-        };
-        let least_free = places.iter().filter_map(|(.., free)| *free).min();
-        let precision = Precision::choose(&smallest, oldest, &config, &stored, least_free)?;
-        let mut all = Vec::with_capacity(devices.len());
-        for (number, (device, mut options, free)) in places.into_iter().enumerate() {
-            if options.fill_device
-                && !device.device.is_cpu()
-                && let Some(memory) = options.memory
-            {
-                options.batch_size = MemoryPlan::batch_in(&config, &precision, &options, memory);
-            }
-            let plan = MemoryPlan::new(&config, &precision, &options);
-            if number == 0 {
-                say(&plan, free);
-            }
-            plan.check(free)?;
-            all.push(Self { options, precision: precision.clone(), plan });
-        }
-        Ok(all)
     }
 }
 
@@ -216,9 +165,7 @@ impl Backend for LocalBackend {
     }
 
     fn check(&self, sampling: &SamplingParams, num_generations: u32) -> Result<(), Fault> {
-        if num_generations == 0 {
-            return Err(Fault::stop("task.invalid_parameter", "num_generations is 0").with_hint("ask for at least 1"));
-        }
+        generations(num_generations).map_err(|what| Fault::stop("task.invalid_parameter", what))?;
         self.shared.check(sampling)
     }
 
@@ -294,6 +241,32 @@ impl Frontend {
     }
 }
 
+/// Preparation of a row, with a panic as an error: it must not end the run.
+fn guarded<T>(row: u64, call: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+    catch_panic(call).unwrap_or_else(|said| {
+        let message = format!("row {row}: its prompt or an image can't be prepared: {said}");
+        Err(Fault::row("prompt.panic", message).with_hint("report this with the row and the model"))
+    })
+}
+
+/// What a checkpoint says of parameters that a request doesn't have.
+pub(crate) fn defaults(checkpoint: &Checkpoint) -> Result<GenerationDefaults, Fault> {
+    let mut defaults = match checkpoint.text("generation_config.json")? {
+        Some(text) => GenerationDefaults::from_json(&text)?,
+        None => GenerationDefaults::default(),
+    };
+    defaults.max_new_tokens.get_or_insert(DEFAULT_MAX_NEW_TOKENS);
+    Ok(defaults)
+}
+
+/// Whether so many answers may be asked for; if not, a message.
+fn generations(count: u32) -> Result<(), String> {
+    match count {
+        1..=MAX_NUM_GENERATIONS => Ok(()),
+        _ => Err(format!("num_generations is {count}, it can be 1 to {MAX_NUM_GENERATIONS}")),
+    }
+}
+
 fn stop(mut fault: Fault) -> Fault {
     fault.class = FaultClass::Stop;
     fault
@@ -332,11 +305,7 @@ impl Shared {
             chat_template: chat_template.as_deref(),
         };
         let preprocessor = Preprocessor::from_files(&files, options.prepare.clone()).map_err(Fault::from)?;
-        let mut defaults = match checkpoint.text("generation_config.json")? {
-            Some(text) => GenerationDefaults::from_json(&text)?,
-            None => GenerationDefaults::default(),
-        };
-        defaults.max_new_tokens.get_or_insert(DEFAULT_MAX_NEW_TOKENS);
+        let defaults = defaults(checkpoint)?;
         let vocabulary = Arc::new(Vocabulary::new(preprocessor.tokenizer().inner()).map_err(Fault::from)?);
         let named = || preprocessor.eos_token().filter(|&id| (id as usize) < config.text.vocab_size);
         let eos = match (&defaults.eos_token_id[..], &config.eos[..]) {
@@ -388,22 +357,31 @@ impl Shared {
     }
 
     /// Body of a preparation thread: runs until the queue is closed.
-    fn prepare_all(&self, incoming: &Receiver<Submitted>, jobs: &Producer, stats: &EngineStats) {
+    fn prepare_all(
+        &self,
+        incoming: &Receiver<Submitted>,
+        jobs: &Producer,
+        kept: &Arc<PreparedImages>,
+        stats: &EngineStats,
+    ) {
         for Submitted { request, reply, at } in incoming {
             if let Some(reason) = given_up(&request.cancel, request.deadline) {
                 reply.done(Err(given_up_fault(request.row, reason)));
                 continue;
             }
             let start = Instant::now();
-            let prepared = self.prepare(&request);
+            let prepared = guarded(request.row, || self.prepare(&request));
             let prepare = start.elapsed();
             add(&stats.prepare, prepare.as_nanos() as u64);
             match prepared {
                 Ok((prompt, visible, sampling, constraint)) => {
+                    let Prepared { ids, images, text, .. } = prompt;
+                    let images = kept.keep(images);
                     let job = Job {
                         row: request.row,
-                        num_generations: request.num_generations.max(1),
-                        prompt,
+                        num_generations: request.num_generations,
+                        prompt: EncodedPrompt { text, ids },
+                        images: images.into_iter().map(RowImage::from).collect(),
                         visible,
                         sampling: Arc::new(sampling),
                         constraint,
@@ -411,11 +389,15 @@ impl Shared {
                         cancel: request.cancel,
                         submitted: at,
                         prepare: prepare.as_secs_f64(),
+                        overtaken: 0,
                         reply,
                     };
                     jobs.push(job);
                 }
-                Err(fault) => reply.done(Err(fault)),
+                Err(fault) => {
+                    let reason = given_up(&request.cancel, request.deadline);
+                    reply.done(Err(reason.map_or(fault, |reason| given_up_fault(request.row, reason))));
+                }
             }
         }
     }
@@ -424,18 +406,32 @@ impl Shared {
     fn prepare(
         &self,
         request: &Request,
-    ) -> Result<
-        (vgen_task::prepare::Prepared, Vec<std::ops::Range<usize>>, ResolvedSampling, Option<ConstraintState>),
-        Fault,
-    > {
+    ) -> Result<(Prepared, Vec<std::ops::Range<usize>>, ResolvedSampling, Option<ConstraintState>), Fault> {
+        generations(request.num_generations).map_err(|what| Fault::row("task.invalid_parameter", what))?;
         // The run's own were checked before it began: what is wrong here is a row's.
         let of_row = |fault| Fault { class: FaultClass::Row, ..fault };
         let sampling = self.resolve(&request.sampling).map_err(of_row)?;
         let constraint =
             request.sampling.constraint.as_ref().map(|c| self.constraint(c)).transpose().map_err(of_row)?;
-        let prompt = self.preprocessor.prepare(&request.messages).map_err(Fault::from)?;
+        let nobody_waits = || given_up(&request.cancel, request.deadline).is_some();
+        let prompt = self.preprocessor.prepare_unless(&request.messages, &nobody_waits).map_err(Fault::from)?;
         self.fits(prompt.ids.len())?;
         let visible = image_spans(&prompt.ids, self.image_token);
         Ok((prompt, visible, sampling, constraint))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // a failed call is a failed test
+
+    use super::*;
+
+    #[test]
+    fn a_panic_of_preparation_is_a_fault_of_its_row() {
+        let fault = guarded::<()>(7, || panic!("{} tiles", 5)).unwrap_err();
+        assert_eq!((&*fault.code, fault.class), ("prompt.panic", FaultClass::Row));
+        assert_eq!(fault.message, "row 7: its prompt or an image can't be prepared: 5 tiles");
+        assert_eq!(guarded(7, || Ok(1)).unwrap(), 1);
     }
 }

@@ -2,24 +2,27 @@
 //!
 //! Continuous batching: rows join as soon as there is room and leave when they are done. A step is one call of the
 //! text layers on a flat list of tokens: one for each running answer, and pieces of the prompts of new rows up to a
-//! token budget. Images are encoded when their row joins, a few at a time, and each image once.
+//! token budget. Images are encoded when their row joins, a few at a time between steps, and each image once.
+
+mod admission;
 
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
+use admission::Joining;
 use rayon::prelude::*;
-use vgen_core::{Fault, PixelTiles, catch_panic};
+use vgen_core::{Fault, FinishReason, catch_panic};
 use vgen_mllama::{Highest, Model, SelfKv, Sequence, Tensor};
 
 use super::image_cache::ImageCache;
-use super::plan::{FIXED_PIECE, IMAGES_TOGETHER};
+use super::plan::FIXED_PIECE;
 use super::queue::{Consumer, Taken};
 use super::row::{ActiveRow, Job, Next, Sample, Tools, given_up_fault};
 use super::shortlist::{self, Asked};
 use super::stats::{EngineStats, add};
-use super::{Candidates, LocalOptions, MemoryPlan, SampleError, Sampled, Vocabulary};
+use super::{Candidates, LocalOptions, MemoryPlan, Sampled, Vocabulary};
 
 /// What the engine thread owns.
 pub(crate) struct Engine {
@@ -32,6 +35,8 @@ pub(crate) struct Engine {
     pub(crate) cache: ImageCache,
     pub(crate) tools: Tools,
     pub(crate) waiting: VecDeque<Job>,
+    /// Rows whose images are being encoded.
+    joining: Vec<Joining>,
     pub(crate) active: Vec<ActiveRow>,
     /// Beginning of the latest prompt up to its first image, with its keys and values.
     pub(crate) prefix: Option<(Vec<u32>, SelfKv)>,
@@ -42,7 +47,11 @@ pub(crate) struct Engine {
     fixed_shapes: bool,
     plan: MemoryPlan,
     closed: bool,
+    /// What comes of a step's logits: [`next_tokens`], in tests also what fails.
+    choose: Choose,
 }
+
+type Choose = fn(&Model, &Tensor, &[Asked]) -> vgen_mllama::Result<Vec<Next>>;
 
 /// Shorter common beginnings are not worth a copy.
 const SHORTEST_PREFIX: usize = 8;
@@ -70,6 +79,7 @@ impl Engine {
             cache: ImageCache::new(plan.image_cache),
             tools: Tools { vocabulary, candidates: Candidates::default() },
             waiting: VecDeque::new(),
+            joining: Vec::new(),
             active: Vec::new(),
             prefix: None,
             // A prompt whose beginning is known has fewer tokens to compute.
@@ -77,6 +87,7 @@ impl Engine {
             fixed_shapes,
             plan,
             closed: false,
+            choose: next_tokens,
         }
     }
 
@@ -86,8 +97,9 @@ impl Engine {
             self.receive();
             self.drop_given_up();
             self.admit();
+            self.join();
             if self.active.is_empty() {
-                if self.closed && self.waiting.is_empty() {
+                if self.closed && self.waiting.is_empty() && self.joining.is_empty() {
                     return;
                 }
                 continue;
@@ -115,7 +127,7 @@ impl Engine {
 
     /// Takes new rows; waits for one if there is nothing to do.
     fn receive(&mut self) {
-        if self.active.is_empty() && self.waiting.is_empty() && !self.closed {
+        if self.active.is_empty() && self.waiting.is_empty() && self.joining.is_empty() && !self.closed {
             self.stats.begin_wait();
             match self.jobs.take(true) {
                 Taken::Job(job) => self.waiting.push_back(*job),
@@ -140,9 +152,13 @@ impl Engine {
                 None => self.waiting.push_back(job),
             }
         }
+        for row in self.joining.extract_if(.., |row| row.job.given_up().is_some()) {
+            let reason = row.job.given_up().unwrap_or(FinishReason::Cancelled);
+            row.job.reply.done(Err(given_up_fault(row.job.row, reason)));
+        }
         for row in &mut self.active {
             if let Some(reason) = row.job.given_up() {
-                row.give_up(reason);
+                attempt(row, &mut self.tools, |row, _| row.give_up(reason));
             }
         }
         self.reply_done();
@@ -157,141 +173,6 @@ impl Engine {
             row.reply(&self.model_name);
         }
         self.cache.trim();
-    }
-
-    /// Lets waiting rows join while there is room.
-    fn admit(&mut self) {
-        let mut width: usize = self.active.iter().map(ActiveRow::width).sum();
-        let mut reserved: u64 = self.active.iter().map(|row| self.reservation(&row.job)).sum();
-        let mut joining = Vec::new();
-        while let Some(at) = self.next_to_join() {
-            let Some(next) = self.waiting.get(at) else { break };
-            let wanted = next.num_generations as usize;
-            let bytes = self.reservation(next);
-            let fits = self.plan.for_rows().is_none_or(|budget| reserved + bytes <= budget);
-            if width > 0 && (width + wanted > self.batch_size || !fits) {
-                break;
-            }
-            if !fits {
-                if let Some(job) = self.waiting.remove(at) {
-                    let message = format!("row {} needs {bytes} bytes, more than --memory leaves for rows", job.row);
-                    job.reply.done(Err(Fault::row("row.memory", message)
-                        .with_hint("allow more memory, fewer new tokens or fewer generations")));
-                }
-                continue;
-            }
-            width += wanted;
-            reserved += bytes;
-            joining.extend(self.waiting.remove(at));
-        }
-        if joining.is_empty() {
-            return;
-        }
-        let start = Instant::now();
-        self.encode(&joining);
-        let encode = start.elapsed().as_secs_f64();
-        for job in joining {
-            match self.activate(job, encode) {
-                Ok(row) => self.active.push(row),
-                Err(failed) => {
-                    let (job, fault) = *failed;
-                    job.reply.done(Err(fault));
-                }
-            }
-        }
-        self.cache.trim();
-    }
-
-    /// Bytes that a row takes at most.
-    fn reservation(&self, job: &Job) -> u64 {
-        let tokens = most_tokens(job, self.model.config().text.max_position_embeddings);
-        let tiles = job.prompt.images.iter().map(|image| image.tiles() as u64).sum();
-        self.plan.row(tokens as u64, tiles, u64::from(job.num_generations))
-    }
-
-    /// The oldest row, unless one whose images are all known already can join before it.
-    fn next_to_join(&self) -> Option<usize> {
-        let known = |job: &Job| {
-            !job.prompt.images.is_empty() && job.prompt.images.iter().all(|image| self.cache.contains(&image.digest))
-        };
-        match self.waiting.iter().position(known) {
-            Some(at) => Some(at),
-            None => (!self.waiting.is_empty()).then_some(0),
-        }
-    }
-
-    /// Encodes the images that are new, all in one call; an image that fails fails alone.
-    fn encode(&mut self, jobs: &[Job]) {
-        let mut new: Vec<&PixelTiles> = Vec::new();
-        for image in jobs.iter().flat_map(|job| &job.prompt.images) {
-            if self.cache.contains(&image.digest) || new.iter().any(|other| other.digest == image.digest) {
-                add(&self.stats.images_reused, 1);
-            } else {
-                new.push(image);
-            }
-        }
-        if new.is_empty() {
-            return;
-        }
-        let start = Instant::now();
-        for together in new.chunks(if self.fixed_shapes { 1 } else { IMAGES_TOGETHER }) {
-            let model = &self.model;
-            let encoded: Vec<_> = match guarded(|| model.encode(together)) {
-                Ok(encoded) => together.iter().zip(encoded).collect(),
-                Err(_) => together
-                    .iter()
-                    .filter_map(|image| Some((image, guarded(|| model.encode(&[image])).ok()?.pop()?)))
-                    .collect(),
-            };
-            add(&self.stats.images_encoded, encoded.len() as u64);
-            add(&self.stats.tiles_encoded, encoded.iter().map(|(image, _)| image.tiles() as u64).sum());
-            let computed = || encoded.iter().map(|(image, _)| self.computed_tiles(image));
-            add(&self.stats.tiles_computed, computed().sum());
-            add(&self.stats.tile_pairs_computed, computed().map(|tiles| tiles * tiles).sum());
-            add(&self.stats.cross_kv_bytes, encoded.iter().map(|(_, kv)| kv.bytes()).sum());
-            for (image, kv) in encoded {
-                self.cache.insert(image.digest, kv);
-            }
-        }
-        // A GPU is still at it. What fails there fails the step that reads it.
-        let _ = guarded(|| self.model.synchronize());
-        add(&self.stats.encode, start.elapsed().as_nanos() as u64);
-    }
-
-    /// Tiles of an image that are computed: its own, and one that stands for all empty ones.
-    fn computed_tiles(&self, image: &PixelTiles) -> u64 {
-        let most = self.model.config().vision.as_ref().map_or(0, |vision| vision.max_num_tiles);
-        (image.tiles() + 1).min(most) as u64
-    }
-
-    fn activate(&mut self, job: Job, encode: f64) -> Result<ActiveRow, Box<(Job, Fault)>> {
-        let mut images = Vec::with_capacity(job.prompt.images.len());
-        for image in &job.prompt.images {
-            match self.cache.get(&image.digest) {
-                Some(kv) => images.push(kv),
-                // It failed before, so this says why.
-                None => match guarded(|| self.model.encode(&[image])) {
-                    Ok(mut kv) => images.extend(kv.pop().map(|kv| self.cache.insert(image.digest, kv))),
-                    Err(fault) => return Err(Box::new((job, fault))),
-                },
-            }
-        }
-        let most = most_tokens(&job, self.model.config().text.max_position_embeddings);
-        let capacity = (job.prompt.ids.len() + FIRST_ROOM).min(most);
-        let shared = self.shared_prefix(&job);
-        let kv = match (&self.prefix, shared) {
-            (Some((_, prefix)), 1..) => prefix.prefix(shared, capacity),
-            _ => self.model.self_kv(capacity),
-        };
-        add(&self.stats.shared_prompt_tokens, shared as u64);
-        match kv {
-            Ok(kv) => {
-                // A row without images only waits meanwhile.
-                let encode = if images.is_empty() { 0.0 } else { encode };
-                Ok(ActiveRow::new(job, images, kv, encode))
-            }
-            Err(error) => Err(Box::new((job, error.into()))),
-        }
     }
 
     /// How many tokens of the prompt are in the kept prefix. The last token is always read again, for its logits.
@@ -379,7 +260,12 @@ impl Engine {
         let start = Instant::now();
         let model = &self.model;
         let (copies, to_device) = (model.counters().copies_to_host(), model.counters().copies_to_device());
-        let next = guarded(|| next_tokens(model, &model.forward(&ids, &mut sequences, &wanted)?, &asked));
+        let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.kv.len()).collect();
+        let next = guarded(|| (self.choose)(model, &model.forward(&ids, &mut sequences, &wanted)?, &asked));
+        if next.is_err() {
+            // What fails after the text layers has keys and values already: they would be there twice.
+            sequences.iter_mut().zip(lengths).for_each(|(sequence, len)| sequence.kv.truncate(len));
+        }
         drop(sequences);
         let spent = start.elapsed().as_nanos() as u64;
         add(if reading { &self.stats.prefill } else { &self.stats.decode }, spent);
@@ -387,33 +273,38 @@ impl Engine {
         add(&self.stats.decode_steps, u64::from(!reading));
         add(&self.stats.copies_to_host, self.model.counters().copies_to_host() - copies);
         add(&self.stats.copies_to_device, self.model.counters().copies_to_device() - to_device);
-        add(&self.stats.prompt_tokens, (ids.len() - answers) as u64);
-        for (at, kv) in prompts {
-            self.keep_prefix(at, &kv);
-            self.active[at].prefill = Some(kv);
-        }
         let mut next = match next {
             Ok(next) => next,
             Err(error) => {
+                prompts.into_iter().for_each(|(at, kv)| self.active[at].prefill = Some(kv));
                 decoding.into_iter().for_each(|(at, samples)| self.active[at].samples = samples);
                 return Err(error);
             }
         };
+        add(&self.stats.prompt_tokens, (ids.len() - answers) as u64);
+        add(&self.stats.generated_tokens, next.len() as u64);
+        for (at, kv) in prompts {
+            self.keep_prefix(at, &kv);
+            self.active[at].prefill = Some(kv);
+        }
 
         let start = Instant::now();
+        let tools = &mut self.tools;
         let first = next.split_off(answers.min(next.len()));
-        let mut chosen = choose_each(&mut decoding, &mut next, &mut self.tools.candidates).into_iter();
+        let mut chosen = choose_each(&mut decoding, &mut next, &mut tools.candidates).into_iter();
         for (at, samples) in decoding {
-            for (sample, sampled) in samples.into_iter().zip(chosen.by_ref()) {
-                self.active[at].step(sample, sampled, &self.tools);
-            }
+            let chosen: Vec<_> = chosen.by_ref().take(samples.len()).collect();
+            attempt(&mut self.active[at], tools, |row, tools| {
+                samples.into_iter().zip(chosen).for_each(|(sample, sampled)| row.step(sample, sampled, tools));
+                row.start_more(tools);
+            });
         }
-        for (at, next) in finishing.into_iter().zip(&first) {
-            let row = &mut self.active[at];
-            let room = longest.saturating_sub(row.job.prompt.ids.len()) as u32;
-            row.start_samples(next, room, &mut self.tools);
+        for (at, next) in finishing.into_iter().zip(first) {
+            attempt(&mut self.active[at], tools, |row, tools| {
+                let room = longest.saturating_sub(row.job.prompt.ids.len()) as u32;
+                row.start_samples(next, room, tools);
+            });
         }
-        add(&self.stats.generated_tokens, (next.len() + first.len()) as u64);
         add(&self.stats.sample, start.elapsed().as_nanos() as u64);
         Ok(())
     }
@@ -467,21 +358,24 @@ fn next_tokens(model: &Model, logits: &Tensor, asked: &[Asked]) -> vgen_mllama::
 /// Rows with whole logits from which they are shared between threads: one takes some hundred microseconds.
 const SHARED_CHOICES: usize = 4;
 
-/// Chooses each answer's next token; no choice depends on another.
+/// Chooses each answer's next token; no choice depends on another. A panic fails the answer.
 fn choose_each(
     decoding: &mut [(usize, Vec<Sample>)],
     next: &mut [Next],
     candidates: &mut Candidates,
-) -> Vec<Result<Sampled, SampleError>> {
+) -> Vec<Result<Sampled, Fault>> {
     let whole = next.iter().filter(|next| matches!(next, Next::Logits(_))).count();
-    let samples = decoding.iter_mut().flat_map(|(_, samples)| samples);
-    let choices = samples.zip(next);
+    let choose = |candidates: &mut Candidates, (sample, next): (&mut Sample, &mut Next)| {
+        catch_panic(|| sample.choose(next, candidates)).unwrap_or_else(|said| {
+            *candidates = Candidates::default();
+            Err(panicked("choosing a token", &said))
+        })
+    };
+    let choices = decoding.iter_mut().flat_map(|(_, samples)| samples).zip(next);
     if whole < SHARED_CHOICES {
-        return choices.map(|(sample, next)| sample.choose(next, candidates)).collect();
+        return choices.map(|choice| choose(candidates, choice)).collect();
     }
     let choices: Vec<_> = choices.collect();
-    let choose =
-        |candidates: &mut Candidates, (sample, next): (&mut Sample, &mut Next)| sample.choose(next, candidates);
     choices.into_par_iter().map_init(Candidates::default, choose).collect()
 }
 
@@ -489,11 +383,21 @@ fn choose_each(
 fn guarded<T>(call: impl FnOnce() -> vgen_mllama::Result<T>) -> Result<T, Fault> {
     match catch_panic(call) {
         Ok(result) => result.map_err(Fault::from),
-        Err(said) => {
-            let what = format!("the network failed: {said}");
-            Err(Fault::row("engine.panic", what).with_hint("report this with the row and the model"))
-        }
+        Err(said) => Err(panicked("the network", &said)),
     }
+}
+
+/// What is done with a row's tokens; a panic fails the row.
+fn attempt(row: &mut ActiveRow, tools: &mut Tools, call: impl FnOnce(&mut ActiveRow, &mut Tools)) {
+    if let Err(said) = catch_panic(|| call(row, tools)) {
+        tools.candidates = Candidates::default();
+        let fault = panicked(&format!("row {}: choosing its tokens", row.job.row), &said);
+        row.fail(&fault);
+    }
+}
+
+fn panicked(what: &str, said: &str) -> Fault {
+    Fault::row("engine.panic", format!("{what} failed: {said}")).with_hint("report this with the row and the model")
 }
 
 /// Tokens that a sample of the row has at most, the prompt's included.

@@ -7,7 +7,9 @@ use vgen_core::Fault;
 use vgen_mllama::{Checkpoint, Config, Device, Weights, hub};
 use vgen_task::image::MllamaImageProcessor;
 
-use super::{LocalOptions, MemoryPlan, ModelSource, Precision, Work};
+use super::backend::defaults;
+use super::planned::Planned;
+use super::{DEFAULT_MAX_NEW_TOKENS, LocalOptions, MemoryPlan, ModelSource, Work};
 
 /// What `config.json` and headers tell.
 #[derive(Clone, Debug)]
@@ -24,8 +26,12 @@ pub struct Inspected {
     pub is_cpu: bool,
     /// The types of the computation, in words.
     pub dtype: String,
-    /// Bytes that are free now, where that is known.
+    /// Bytes that are free now, where that is known; of one of several engines on a device its share.
     pub free: Option<u64>,
+    /// Most answers in the making at a time.
+    pub batch_size: usize,
+    /// New tokens of an answer to a request that doesn't say, where the model's files are on this machine.
+    pub max_new_tokens: u32,
     /// The arithmetic that it takes.
     pub work: Work,
 }
@@ -35,24 +41,26 @@ pub struct Inspected {
 /// # Errors
 /// A stop fault if there is no such model, it is of an unsupported kind, or there is no such device.
 pub fn inspect(options: &LocalOptions) -> Result<Inspected, Fault> {
-    let device = options.all_devices()[0].open()?;
-    let (config_json, weights) = match &options.model {
-        ModelSource::Named(name) if Path::new(name).is_file() => of(&Checkpoint::gguf(name)?)?,
-        ModelSource::Named(name) if Path::new(name).is_dir() => of(&Checkpoint::folder(name))?,
-        ModelSource::Named(name) => (on_the_hub(name, options)?, None),
-        ModelSource::Embedded { files, .. } => of(&Checkpoint::memory(files.iter().copied()))?,
+    let choices = options.all_devices();
+    let device = choices[0].open()?;
+    let engines = choices.iter().filter(|choice| **choice == choices[0]).count() as u64;
+    let Read { config, weights, max_new_tokens } = match &options.model {
+        ModelSource::Named(name) if Path::new(name).is_file() => Read::of(&Checkpoint::gguf(name)?)?,
+        ModelSource::Named(name) if Path::new(name).is_dir() => Read::of(&Checkpoint::folder(name))?,
+        ModelSource::Named(name) => on_the_hub(name, options)?,
+        ModelSource::Embedded { files, .. } => Read::of(&Checkpoint::memory(files.iter().copied()))?,
     };
+    let config_json = config;
     let config = Config::from_json(&config_json)?;
     let processor = match config.vision {
         // The sizes of tiles are in both files, and held to be the same when the model is loaded.
         Some(_) => Some(MllamaImageProcessor::from_json("{}", &config_json)?),
         None => None,
     };
-    let free = device.free_memory();
     let stored = |name: &str| weights.as_ref().and_then(|weights| weights.stored(name)).unwrap_or(config.stored);
-    let precision = Precision::choose(options, &device, &config, &stored, free)?;
+    let Planned { options, precision, plan, free } = Planned::new(options, &device, engines, &config, &stored)?;
     Ok(Inspected {
-        plan: MemoryPlan::new(&config, &precision, options),
+        plan,
         work: Work::new(&config, &precision, &stored),
         config,
         processor,
@@ -60,25 +68,43 @@ pub fn inspect(options: &LocalOptions) -> Result<Inspected, Fault> {
         device: device.description,
         dtype: precision.to_string(),
         free,
+        batch_size: options.batch_size,
+        max_new_tokens,
     })
 }
 
-/// The configuration, and the headers of the weights if these are there.
-fn of(checkpoint: &Checkpoint) -> Result<(String, Option<Weights>), Fault> {
-    Ok((checkpoint.require("config.json")?, checkpoint.weights().ok()))
+/// What is read of a model.
+struct Read {
+    config: String,
+    /// The headers of the weights, if these are there.
+    weights: Option<Weights>,
+    max_new_tokens: u32,
 }
 
-/// The configuration of a repository on the hub. The search is broken off once it is seen.
-fn on_the_hub(name: &str, options: &LocalOptions) -> Result<String, Fault> {
+impl Read {
+    fn of(checkpoint: &Checkpoint) -> Result<Self, Fault> {
+        let max_new_tokens = defaults(checkpoint)?.max_new_tokens.unwrap_or(DEFAULT_MAX_NEW_TOKENS);
+        Ok(Self { config: checkpoint.require("config.json")?, weights: checkpoint.weights().ok(), max_new_tokens })
+    }
+}
+
+/// The configuration of a repository on the hub. The search is broken off once it is seen; the rest is read if a copy of
+/// it is on this machine.
+fn on_the_hub(name: &str, options: &LocalOptions) -> Result<Read, Fault> {
     let seen = RefCell::new(None);
     let accept = |config: &str| {
         *seen.borrow_mut() = Some(config.to_owned());
         Err(Fault::stop("plan.seen", "the configuration is all that is needed"))
     };
     let found = hub::resolve(name, &options.hub, &accept, None).map_err(Fault::from);
-    match (seen.into_inner(), found) {
-        (Some(config), _) => Ok(config),
-        (None, Err(fault)) => Err(fault),
-        (None, Ok(folder)) => Ok(Checkpoint::folder(folder.path).require("config.json")?),
+    let config = match (seen.into_inner(), found) {
+        (Some(config), _) => config,
+        (None, Err(fault)) => return Err(fault),
+        (None, Ok(folder)) => Checkpoint::folder(folder.path).require("config.json")?,
+    };
+    let offline = hub::HubOptions { offline: true, ..options.hub.clone() };
+    match hub::resolve(name, &offline, &|_| Ok(()), None) {
+        Ok(copy) => Ok(Read { config, ..Read::of(&Checkpoint::folder(copy.path))? }),
+        Err(_) => Ok(Read { config, weights: None, max_new_tokens: DEFAULT_MAX_NEW_TOKENS }),
     }
 }

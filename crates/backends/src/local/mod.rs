@@ -18,7 +18,9 @@ mod performance;
 #[doc = include_str!("../../docs/performance-model.md")]
 pub mod performance_model {}
 mod plan;
+mod planned;
 mod precision;
+mod prepared;
 pub mod processors;
 mod queue;
 mod random;

@@ -66,8 +66,8 @@ pub struct LocalOptions {
     pub prepare_threads: usize,
     /// Most bytes of keys and values of images that are kept for later rows.
     pub image_cache_bytes: u64,
-    /// Most bytes for weights, workspace, kept images and rows, of each device; `None` leaves it to the batch size, on a
-    /// GPU to its free memory.
+    /// Most bytes for weights, workspace, kept and prepared images and rows, of each device; `None` takes what is free when
+    /// the model is loaded, but for a twentieth.
     pub memory: Option<u64>,
     /// How messages become prompts.
     pub prepare: PrepareOptions,
@@ -116,6 +116,8 @@ pub enum LoadEvent {
         plan: MemoryPlan,
         /// Bytes that are free now, where that is known.
         free: Option<u64>,
+        /// Most answers in the making at a time.
+        batch_size: usize,
     },
     /// Text layers that are loaded, of how many.
     Layers {

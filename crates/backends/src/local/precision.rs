@@ -84,6 +84,8 @@ impl FromStr for KvDTypeChoice {
 pub struct Precision {
     /// Whether the model computes by operations that every device has.
     pub portable: bool,
+    /// Whether rows are in the memory of a GPU, apart from images that wait.
+    pub on_gpu: bool,
     /// Of activations; there of weights too, unless these are quantised.
     pub activations: DType,
     /// Of matrices.
@@ -126,7 +128,8 @@ impl Precision {
         let dtype = options.dtype;
         if !on_cpu || options.portable {
             let half = if on_cpu { DType::F32 } else { device.best_half() };
-            let precision = Self::on_device(options, half, config, stored, limit);
+            let placed = if on_cpu { Placed::OnDevice } else { Placed::OnGpu };
+            let precision = Self::on_device(options, half, placed, config, stored, limit);
             if on_cpu && precision.activations != DType::F32 {
                 return Err(Fault::stop(
                     "device.dtype",
@@ -189,13 +192,14 @@ impl Precision {
         stored: &dyn Fn(&str) -> Stored,
         limit: Option<u64>,
     ) -> Self {
-        Self::on_device(options, DType::BF16, config, stored, limit)
+        Self::on_device(options, DType::BF16, Placed::OnGpu, config, stored, limit)
     }
 
     /// For operations that every device has, with activations in `half` unless the options say another type.
     fn on_device(
         options: &LocalOptions,
         half: DType,
+        placed: Placed,
         config: &Config,
         stored: &dyn Fn(&str) -> Stored,
         limit: Option<u64>,
@@ -204,7 +208,7 @@ impl Precision {
             |precision: &Self| limit.is_none_or(|limit| MemoryPlan::new(config, precision, options).needed() <= limit);
         let of = |activations, all: WeightType| {
             let weights = WeightTypes { all: Some(all), overrides: options.weight_overrides.clone() };
-            Self::of(options, config, stored, activations, weights, Placed::OnDevice)
+            Self::of(options, config, stored, activations, weights, placed)
         };
         match options.dtype {
             DTypeChoice::Auto => {
@@ -249,8 +253,9 @@ impl Precision {
             KvDTypeChoice::Auto if weights.all == Some(WeightType::F32) => DType::F32,
             KvDTypeChoice::Auto => DType::BF16,
         };
-        let (portable, in_place) = (placed == Placed::OnDevice, placed == Placed::InMap);
-        let mut precision = Self { portable, activations, weights, in_place, kv, weight_bytes: 0 };
+        let on_gpu = placed == Placed::OnGpu;
+        let (portable, in_place) = (on_gpu || placed == Placed::OnDevice, placed == Placed::InMap);
+        let mut precision = Self { portable, on_gpu, activations, weights, in_place, kv, weight_bytes: 0 };
         precision.weight_bytes = expected(config).iter().map(|spec| precision.bytes(spec, stored(&spec.name))).sum();
         precision
     }
@@ -259,7 +264,9 @@ impl Precision {
 /// Where weights are.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Placed {
-    /// In tensors of a device.
+    /// In tensors of a GPU.
+    OnGpu,
+    /// In tensors of the CPU.
     OnDevice,
     /// Packed for the kernels of the CPU.
     InMemory,

@@ -150,11 +150,11 @@ fn lost(job: Job) {
 impl State {
     fn take(&mut self, engine: usize, any: bool) -> Option<Job> {
         let others = |job: &Job| {
-            job.prompt.images.iter().any(|image| self.claims.get(&image.digest).is_some_and(|owner| *owner != engine))
+            job.images.iter().any(|image| self.claims.get(&image.digest).is_some_and(|owner| *owner != engine))
         };
         let at = self.jobs.iter().position(|job| !others(job)).or(if any { Some(0) } else { None })?;
         let job = self.jobs.remove(at)?;
-        for image in &job.prompt.images {
+        for image in &job.images {
             if self.claims.insert(image.digest, engine).is_none() {
                 self.claimed.push_back(image.digest);
             }

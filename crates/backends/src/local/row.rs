@@ -8,15 +8,19 @@ use vgen_core::{
     CancelToken, Fault, FinishReason, Generation, Reply, Response, Timings, TokenLogprob, TopLogprob, Usage,
 };
 use vgen_mllama::{CrossKv, SelfKv};
+use vgen_task::prepare::EncodedPrompt;
 
+use super::prepared::PreparedImage;
 use super::shortlist::{Asked, Shortlist};
-use super::{Answer, Candidates, ConstraintState, ResolvedSampling, SampleError, Sampled, Sampler, Vocabulary};
+use super::{Answer, Candidates, ConstraintState, ResolvedSampling, Sampled, Sampler, Vocabulary};
 
 /// A row that is ready for the engine.
 pub(crate) struct Job {
     pub(crate) row: u64,
     pub(crate) num_generations: u32,
-    pub(crate) prompt: vgen_task::prepare::Prepared,
+    pub(crate) prompt: EncodedPrompt,
+    /// In order of their tokens.
+    pub(crate) images: Vec<RowImage>,
     /// For each token of the prompt the images that it sees.
     pub(crate) visible: Vec<Range<usize>>,
     pub(crate) sampling: Arc<ResolvedSampling>,
@@ -26,7 +30,25 @@ pub(crate) struct Job {
     pub(crate) submitted: Instant,
     /// Seconds that fetching, decoding, tiling and tokenising took.
     pub(crate) prepare: f64,
+    /// How often a younger row joined before it while it was the oldest.
+    pub(crate) overtaken: usize,
     pub(crate) reply: Box<dyn Reply>,
+}
+
+/// An image of a row.
+#[derive(Clone, Debug)]
+pub(crate) struct RowImage {
+    pub(crate) digest: [u8; 32],
+    pub(crate) tiles: u64,
+    /// Its pixels, until its keys and values are known.
+    pub(crate) prepared: Option<Arc<PreparedImage>>,
+}
+
+impl From<Arc<PreparedImage>> for RowImage {
+    fn from(prepared: Arc<PreparedImage>) -> Self {
+        let tiles = prepared.tiles();
+        Self { digest: tiles.digest, tiles: tiles.tiles() as u64, prepared: Some(prepared) }
+    }
 }
 
 impl Job {
@@ -53,11 +75,34 @@ pub(crate) struct ActiveRow {
     /// The prompt's keys and values while it is read; the samples' own after that.
     pub(crate) prefill: Option<SelfKv>,
     pub(crate) samples: Vec<Sample>,
+    /// Where the other answers begin, when there is room for them.
+    unstarted: Option<Unstarted>,
+    pub(crate) reserved: Reserved,
     results: Vec<Option<Result<Generation, Fault>>>,
     admitted: Instant,
     /// Seconds that images were encoded before it was admitted.
     encode: f64,
     first_token: Option<f64>,
+}
+
+/// What is kept for a row while it is worked on. An image counts for all rows that have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reserved {
+    /// Answers in the making at a time.
+    pub(crate) width: usize,
+    /// Bytes of their keys and values.
+    pub(crate) text_bytes: u64,
+}
+
+/// The prompt of answers that begin when others are done.
+struct Unstarted {
+    kv: SelfKv,
+    /// What every answer begins with.
+    next: Next,
+    /// The next answer's number.
+    index: u32,
+    /// Tokens that an answer may have.
+    room: u32,
 }
 
 /// What a step says of an answer's next token.
@@ -97,32 +142,44 @@ impl Sample {
     }
 
     /// Chooses the next token. Logits are changed.
-    pub(crate) fn choose(&mut self, next: &mut Next, candidates: &mut Candidates) -> Result<Sampled, SampleError> {
-        match next {
+    pub(crate) fn choose(&mut self, next: &mut Next, candidates: &mut Candidates) -> Result<Sampled, Fault> {
+        let sampled = match next {
             Next::Token(token) => {
                 self.sampler.push(*token);
                 Ok(Sampled { token: *token, ..Sampled::default() })
             }
             Next::Few(few) => self.sampler.sample_few(few, candidates),
             Next::Logits(logits) => self.sampler.sample(logits, candidates),
-        }
+        };
+        sampled.map_err(Fault::from)
     }
 }
 
 impl ActiveRow {
-    pub(crate) fn new(job: Job, images: Vec<Arc<CrossKv>>, kv: SelfKv, encode: f64) -> Self {
+    pub(crate) fn new(job: Job, images: Vec<Arc<CrossKv>>, kv: SelfKv, encode: f64, reserved: Reserved) -> Self {
         let results = (0..job.num_generations).map(|_| None).collect();
-        let admitted = Instant::now();
-        Self { job, images, prefill: Some(kv), samples: Vec::new(), results, admitted, encode, first_token: None }
+        Self {
+            job,
+            images,
+            prefill: Some(kv),
+            samples: Vec::new(),
+            unstarted: None,
+            reserved,
+            results,
+            admitted: Instant::now(),
+            encode,
+            first_token: None,
+        }
     }
 
-    /// How many answers are, or will be, in the making.
+    /// How many answers are, or will be, in the making at a time.
     pub(crate) fn width(&self) -> usize {
-        if self.prefill.is_some() { self.job.num_generations as usize } else { self.samples.len() }
+        let waits = self.prefill.is_some() || self.unstarted.is_some();
+        if waits { self.reserved.width } else { self.samples.len() }
     }
 
     pub(crate) fn is_done(&self) -> bool {
-        self.prefill.is_none() && self.samples.is_empty()
+        self.prefill.is_none() && self.unstarted.is_none() && self.samples.is_empty()
     }
 
     /// How much of the logits every sample's first token needs.
@@ -131,51 +188,68 @@ impl ActiveRow {
     }
 
     /// The prompt is read: its last logits give every sample's first token.
-    pub(crate) fn start_samples(&mut self, next: &Next, room: u32, tools: &mut Tools) {
+    pub(crate) fn start_samples(&mut self, next: Next, room: u32, tools: &mut Tools) {
         let Some(kv) = self.prefill.take() else { return };
         self.first_token = Some(self.job.submitted.elapsed().as_secs_f64());
-        let count = self.job.num_generations;
-        let mut kv = Some(kv);
-        for index in 0..count {
-            let own = if index + 1 == count { kv.take().map(Ok) } else { kv.as_ref().map(SelfKv::fork) };
-            let own = match own {
-                Some(Ok(own)) => own,
-                Some(Err(error)) => {
-                    self.results[index as usize] = Some(Err(error.into()));
-                    continue;
+        self.unstarted = Some(Unstarted { kv, next, index: 0, room });
+        self.start_more(tools);
+    }
+
+    /// Starts samples while there are some and they have room.
+    pub(crate) fn start_more(&mut self, tools: &mut Tools) {
+        while self.samples.len() < self.reserved.width.max(1)
+            && let Some(mut unstarted) = self.unstarted.take()
+        {
+            let Unstarted { index, room, .. } = unstarted;
+            let (kv, next) = if index + 1 == self.job.num_generations {
+                (unstarted.kv, unstarted.next)
+            } else {
+                let (fork, next) = (unstarted.kv.fork(), unstarted.next.clone());
+                unstarted.index += 1;
+                self.unstarted = Some(unstarted);
+                match fork {
+                    Ok(fork) => (fork, next),
+                    Err(error) => {
+                        self.results[index as usize] = Some(Err(error.into()));
+                        continue;
+                    }
                 }
-                None => continue,
             };
-            let sampling = &self.job.sampling;
-            let mut sampler = Sampler::new(Arc::clone(sampling), &self.job.prompt.ids, self.job.row, index);
-            if let Some(constraint) = &self.job.constraint {
-                sampler = sampler.with_constraint(constraint.clone());
-            }
-            let answer = Answer::new(Arc::clone(sampling), Arc::clone(&tools.vocabulary), room, &self.job.prompt.text);
-            if sampling.echo {
-                self.job.reply.delta(index, &self.job.prompt.text);
-            }
-            let mut sample = Sample { index, kv: own, next: 0, sampler, answer, logprobs: Vec::new() };
-            let sampled = sample.choose(&mut next.clone(), &mut tools.candidates);
-            if self.advance(&mut sample, sampled, tools) {
-                self.samples.push(sample);
-            }
+            self.start_sample(index, kv, &next, room, tools);
+        }
+    }
+
+    fn start_sample(&mut self, index: u32, kv: SelfKv, next: &Next, room: u32, tools: &mut Tools) {
+        let sampling = &self.job.sampling;
+        let mut sampler = Sampler::new(Arc::clone(sampling), &self.job.prompt.ids, self.job.row, index);
+        if let Some(constraint) = &self.job.constraint {
+            sampler = sampler.with_constraint(constraint.clone());
+        }
+        let answer = Answer::new(Arc::clone(sampling), Arc::clone(&tools.vocabulary), room, &self.job.prompt.text);
+        if sampling.echo {
+            self.job.reply.delta(index, &self.job.prompt.text);
+        }
+        let mut sample = Sample { index, kv, next: 0, sampler, answer, logprobs: Vec::new() };
+        let sampled = sample.choose(&mut next.clone(), &mut tools.candidates);
+        if self.advance(&mut sample, sampled, tools) {
+            self.samples.push(sample);
         }
     }
 
     /// A sample's next token, which was chosen; it is kept if it goes on.
-    pub(crate) fn step(&mut self, mut sample: Sample, sampled: Result<Sampled, SampleError>, tools: &Tools) {
+    pub(crate) fn step(&mut self, mut sample: Sample, sampled: Result<Sampled, Fault>, tools: &Tools) {
         if self.advance(&mut sample, sampled, tools) {
             self.samples.push(sample);
         }
     }
 
     /// Takes the chosen token; false if the answer ended with it.
-    fn advance(&mut self, sample: &mut Sample, sampled: Result<Sampled, SampleError>, tools: &Tools) -> bool {
+    fn advance(&mut self, sample: &mut Sample, sampled: Result<Sampled, Fault>, tools: &Tools) -> bool {
         let sampled = match sampled {
             Ok(sampled) => sampled,
-            Err(error) => {
-                self.results[sample.index as usize] = Some(Err(self.sample_fault(error)));
+            Err(mut fault) => {
+                fault.message = format!("row {}: {}", self.job.row, fault.message);
+                self.results[sample.index as usize] = Some(Err(fault));
                 return false;
             }
         };
@@ -197,12 +271,6 @@ impl ActiveRow {
         step.finish.is_none()
     }
 
-    fn sample_fault(&self, error: SampleError) -> Fault {
-        let mut fault = Fault::from(error);
-        fault.message = format!("row {}: {}", self.job.row, fault.message);
-        fault
-    }
-
     fn finish(&mut self, sample: &mut Sample, reason: FinishReason) {
         let incomplete = sample.sampler.constraint_mut().and_then(|constraint| constraint.check_complete().err());
         let result = match incomplete {
@@ -217,7 +285,7 @@ impl ActiveRow {
                 }),
                 logprobs: self.job.sampling.logprobs.then(|| std::mem::take(&mut sample.logprobs)),
                 token_ids: Some(sample.answer.tokens().to_vec()),
-                tiles: Some(self.job.prompt.images.iter().map(|image| image.tiles() as u64).sum()),
+                tiles: Some(self.job.images.iter().map(|image| image.tiles).sum()),
                 timings: Timings {
                     queue: (self.admitted.duration_since(self.job.submitted).as_secs_f64()
                         - self.job.prepare
@@ -236,7 +304,7 @@ impl ActiveRow {
 
     /// Gives the row up; what was written so far is kept.
     pub(crate) fn give_up(&mut self, reason: FinishReason) {
-        self.prefill = None;
+        (self.prefill, self.unstarted) = (None, None);
         for mut sample in std::mem::take(&mut self.samples) {
             let rest = sample.answer.cut();
             if !rest.is_empty() {
@@ -250,7 +318,7 @@ impl ActiveRow {
 
     /// Fails whatever of the row is not finished.
     pub(crate) fn fail(&mut self, fault: &Fault) {
-        self.prefill = None;
+        (self.prefill, self.unstarted) = (None, None);
         self.samples.clear();
         self.results.iter_mut().filter(|result| result.is_none()).for_each(|r| *r = Some(Err(fault.clone())));
     }

@@ -4,8 +4,7 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 use vgen_backends::local::{
-    Bytes, DEFAULT_MAX_NEW_TOKENS, DeviceModel, EngineReport, Inspected, LocalOptions, MemoryPlan, Prediction,
-    Workload, inspect,
+    Bytes, DeviceModel, EngineReport, Inspected, LocalOptions, MemoryPlan, Prediction, Workload, inspect,
 };
 use vgen_core::{Fault, Row};
 use vgen_dataset::Origin;
@@ -65,7 +64,7 @@ fn count(config: &Config, inspected: &Inspected, options: &LocalOptions, message
 pub(crate) fn predict(config: &Config, device: &DeviceModel, json: bool, messages: &Messages) -> Result<u8, Fault> {
     let options = local_options(config)?;
     let inspected = inspect(&options)?;
-    let new_tokens = config.sampling.max_new_tokens.map_or(DEFAULT_MAX_NEW_TOKENS, |n| n).into();
+    let new_tokens = config.sampling.max_new_tokens.unwrap_or(inspected.max_new_tokens).into();
     let work = match config.input.place {
         Some(_) => {
             let rows = count(config, &inspected, &options, messages)?;
@@ -127,10 +126,15 @@ pub(super) struct Report {
     /// New tokens of an answer, at most.
     max_new_tokens: u64,
     num_generations: u64,
-    /// The largest row: its prompt, all its answers, its images.
+    /// Answers of the largest row that are made together.
+    at_a_time: u64,
+    /// The largest row: its prompt, the answers that are made together, its images.
     row_bytes: u64,
-    /// What the answers have room in: what is allowed, or what is free.
+    /// What weights and rows have room in: what is allowed, or what is free but for a twentieth.
     room: Option<u64>,
+    /// Whether the room is what was said.
+    #[serde(skip)]
+    limited: bool,
     /// Rows of the largest size that fit at a time.
     rows_that_fit: Option<u64>,
     /// Answers computed together at most.
@@ -148,12 +152,14 @@ impl Report {
         measured: Option<&Measured>,
     ) -> Self {
         let plan = inspected.plan.clone();
-        let max_new_tokens = config.sampling.max_new_tokens.map_or(DEFAULT_MAX_NEW_TOKENS, |n| n).into();
+        let max_new_tokens = config.sampling.max_new_tokens.unwrap_or(inspected.max_new_tokens).into();
         let num_generations = config.task.num_generations.unwrap_or(1).max(1) as u64;
         let prompt = rows.as_ref().map_or(USUAL_PROMPT, |rows| rows.longest_prompt_about);
         let tiles = rows.as_ref().map_or(plan.max_tiles, |rows| rows.most_tiles);
-        let row_bytes = plan.row(prompt + max_new_tokens, tiles, num_generations);
-        let room = options.memory.or(inspected.free);
+        let (tokens, batch_size) = (prompt + max_new_tokens, inspected.batch_size as u64);
+        let at_a_time = plan.answers_at_a_time(tokens, tiles, num_generations, batch_size);
+        let row_bytes = plan.answers(tokens, num_generations, at_a_time) + plan.row(0, tiles, 0);
+        let room = plan.room();
         let seconds = rows.as_ref().and_then(|rows| {
             let answers = (rows.rows - rows.faulty_rows) * num_generations;
             match (rows_per_second, measured) {
@@ -175,10 +181,12 @@ impl Report {
             rows,
             max_new_tokens,
             num_generations,
+            at_a_time,
             row_bytes,
             room,
+            limited: options.memory.is_some(),
             rows_that_fit: room.and_then(|room| plan.rows_in(room, row_bytes)),
-            batch_size: options.batch_size as u64,
+            batch_size,
             seconds: seconds.filter(|seconds| seconds.is_finite()),
             plan,
         }
@@ -215,6 +223,7 @@ impl Report {
             let (tile, image) = (Bytes(self.plan.cross_kv_per_tile), Bytes(self.cross_kv_per_image));
             line("keys, values per tile", format!("{tile}, {image} for an image of {} tiles", self.plan.max_tiles));
             line("images kept", format!("up to {}", Bytes(self.plan.image_cache)));
+            line("prepared images", format!("up to {}", Bytes(self.plan.prepared_images)));
         }
         if let Some(rows) = &self.rows {
             let faulty =
@@ -232,15 +241,23 @@ impl Report {
             }
             line("prompt tokens", rows.tokens_in_words());
         }
-        let answers =
-            if self.num_generations > 1 { format!(", {} answers", self.num_generations) } else { String::new() };
+        let mut answers = String::new();
+        if self.num_generations > 1 {
+            let _ = write!(answers, ", {} answers", self.num_generations);
+        }
+        if self.at_a_time < self.num_generations {
+            let _ = write!(answers, ", {} at a time", self.at_a_time);
+        }
         let row = Bytes(self.row_bytes);
         line("largest row", format!("{row} with {} new tokens{answers}", self.max_new_tokens));
         if let Some(room) = self.room {
-            let what = if self.plan.memory.is_some() { "allowed" } else { "free" };
+            let what = match (self.limited, self.free) {
+                (false, Some(free)) => format!("of {} free", Bytes(free)),
+                _ => "allowed".to_owned(),
+            };
             let fit =
                 self.rows_that_fit.map_or_else(|| "not even the weights".to_owned(), |n| format!("{n} rows at a time"));
-            line("fits", format!("{fit} in {} {what}; --batch-size is {}", Bytes(room), self.batch_size));
+            line("fits", format!("{fit} in {} {what}; {} answers at a time at most", Bytes(room), self.batch_size));
         }
         if let Some(seconds) = self.seconds.filter(|_| whole) {
             line("time", format!("about {}", crate::progress::duration(std::time::Duration::from_secs_f64(seconds))));

@@ -125,6 +125,12 @@ pub enum ImageError {
         /// The bound.
         limit: Duration,
     },
+    /// The row was given up before its image was there.
+    #[error("image {name} was given up with its row")]
+    GivenUp {
+        /// Where the image is from.
+        name: String,
+    },
 }
 
 impl ImageError {
@@ -145,6 +151,7 @@ impl ImageError {
             Self::HttpStatus { .. } => "image.http_status",
             Self::Fetch { .. } => "image.fetch",
             Self::Timeout { .. } => "image.timeout",
+            Self::GivenUp { .. } => "row.cancelled",
         }
     }
 
@@ -165,6 +172,7 @@ impl ImageError {
             Self::HttpStatus { status: 404 | 410, .. } => "the image is gone; check the URL",
             Self::HttpStatus { .. } | Self::Fetch { .. } => "try again later or download the image first",
             Self::Timeout { .. } => "try again later or raise the limit on time",
+            Self::GivenUp { .. } => "run again",
         }
     }
 }

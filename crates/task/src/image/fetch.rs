@@ -5,7 +5,8 @@ use std::fs::File;
 use std::future::Future;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
-use std::sync::{Arc, OnceLock, mpsc};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use reqwest::redirect;
@@ -23,6 +24,9 @@ use super::limits::ImageLimits;
 
 /// First pause before another try; each next one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// How often a download looks whether its row was given up.
+const TICK: Duration = Duration::from_millis(50);
 
 /// Gets the bytes of images. Blocks its caller; many threads may share one, and its connections.
 pub struct ImageFetcher {
@@ -64,6 +68,15 @@ impl ImageFetcher {
     /// # Errors
     /// Every [`ImageError`] but those of decoding.
     pub fn fetch(&self, image: &ImageRef) -> Result<Arc<[u8]>, ImageError> {
+        self.fetch_unless(image, &|| false)
+    }
+
+    /// As [`ImageFetcher::fetch`], until `given_up` says that nobody waits for the image any more: a download is broken
+    /// off soon after that.
+    ///
+    /// # Errors
+    /// Also [`ImageError::GivenUp`].
+    pub fn fetch_unless(&self, image: &ImageRef, given_up: &dyn Fn() -> bool) -> Result<Arc<[u8]>, ImageError> {
         let limit = self.limits.max_bytes;
         match image {
             ImageRef::Bytes { bytes, .. } => match bytes.len() {
@@ -73,7 +86,7 @@ impl ImageFetcher {
             },
             ImageRef::Path(path) => read_file(path, limit).map(Arc::from),
             ImageRef::Url(url) if is_data_url(url) => decode_data_url(url, limit).map(Arc::from),
-            ImageRef::Url(url) => self.kept_or_download(url),
+            ImageRef::Url(url) => self.kept_or_download(url, given_up),
             _ => Err(ImageError::UnsupportedFormat {
                 name: image_name(image),
                 what: "referred to in a way that is not known".to_owned(),
@@ -81,17 +94,20 @@ impl ImageFetcher {
         }
     }
 
-    fn kept_or_download(&self, url: &Arc<str>) -> Result<Arc<[u8]>, ImageError> {
-        let Some(kept) = &self.kept else { return self.download(url).map(Arc::from) };
+    fn kept_or_download(&self, url: &Arc<str>, given_up: &dyn Fn() -> bool) -> Result<Arc<[u8]>, ImageError> {
+        let Some(kept) = &self.kept else { return self.download(url, given_up).map(Arc::from) };
         if let Some(Some(bytes)) = kept.get(url) {
             return Ok(bytes);
         }
-        let fetched: Result<Arc<[u8]>, _> = self.download(url).map(Arc::from);
-        kept.put(url, fetched.as_ref().ok().map(Arc::clone));
+        let fetched: Result<Arc<[u8]>, _> = self.download(url, given_up).map(Arc::from);
+        // Another row may still get it.
+        if !matches!(fetched, Err(ImageError::GivenUp { .. })) {
+            kept.put(url, fetched.as_ref().ok().map(Arc::clone));
+        }
         fetched
     }
 
-    fn download(&self, url: &str) -> Result<Vec<u8>, ImageError> {
+    fn download(&self, url: &str, given_up: &dyn Fn() -> bool) -> Result<Vec<u8>, ImageError> {
         let name = short_name(url);
         let unusable = |reason: &str| ImageError::Url { name: name.clone(), reason: reason.to_owned() };
         let url = Url::parse(url).map_err(|error| unusable(&error.to_string()))?;
@@ -107,7 +123,11 @@ impl ImageFetcher {
             .map_err(|why| failed(why))?;
         let download =
             Download { client: network.client.clone(), limits: self.limits.clone(), url, name: name.clone() };
-        network.wait_for(download.run()).unwrap_or_else(|| Err(failed("the download was cancelled")))
+        match network.wait_for(download.run(), given_up) {
+            Some(fetched) => fetched,
+            None if given_up() => Err(ImageError::GivenUp { name }),
+            None => Err(failed("the download was cancelled")),
+        }
     }
 }
 
@@ -190,14 +210,28 @@ impl Network {
     }
 
     /// Runs `task` on the network's threads and blocks until it is done, also where the caller's thread belongs to
-    /// another runtime. `None` if the task was cancelled.
-    fn wait_for<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> Option<T> {
+    /// another runtime. `None` if the task was cancelled, as it is once `given_up` says so.
+    fn wait_for<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+        given_up: &dyn Fn() -> bool,
+    ) -> Option<T> {
         let (sender, receiver) = mpsc::sync_channel(1);
-        self.runtime.as_ref()?.spawn(async move {
-            // The receiver waits below.
+        let running = self.runtime.as_ref()?.spawn(async move {
+            // The receiver waits below, or wants it no more.
             let _ = sender.send(task.await);
         });
-        receiver.recv().ok()
+        loop {
+            match receiver.recv_timeout(TICK) {
+                Ok(done) => return Some(done),
+                Err(RecvTimeoutError::Timeout) if given_up() => {
+                    running.abort();
+                    return None;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
     }
 }
 

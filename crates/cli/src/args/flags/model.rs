@@ -52,8 +52,7 @@ pub(crate) struct ModelFlags {
     /// Keys and values of images that are kept for later rows with the same image, in bytes [default: 1GiB].
     #[arg(long, value_name = "SIZE", value_parser = quantity::bytes)]
     image_cache: Option<u64>,
-    /// Memory for weights, kept images and rows of each device, for example 20GiB [default: as much as the batch size
-    /// needs, on a GPU what is free].
+    /// Memory for weights, images and rows of each device, for example 20GiB [default: what is free, less a twentieth].
     #[arg(long, value_name = "SIZE", value_parser = quantity::bytes)]
     memory: Option<u64>,
 }

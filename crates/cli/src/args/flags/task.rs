@@ -34,7 +34,7 @@ pub(crate) struct TaskFlags {
     /// Whether each row must have an image [default: true].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     image_required: Option<bool>,
-    /// Answers for each row [default: 1].
+    /// Answers for each row, up to 4096; more than the batch size are made in turns [default: 1].
     #[arg(long, short, value_name = "N")]
     num_generations: Option<u32>,
     /// One output row for all answers of a row, instead of one for each [default: false].

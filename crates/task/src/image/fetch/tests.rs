@@ -129,6 +129,19 @@ fn a_silent_server_times_out() {
 }
 
 #[test]
+fn a_download_that_nobody_waits_for_is_broken_off() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url: Arc<str> = format!("http://{}/", listener.local_addr().unwrap()).into();
+    let kept = Arc::new(KeptImages::default());
+    let fetcher = ImageFetcher::new(open()).keeping(Some(Arc::clone(&kept)));
+    let start = std::time::Instant::now();
+    let given_up = || start.elapsed() > Duration::from_millis(100);
+    assert_eq!(code(fetcher.fetch_unless(&ImageRef::Url(Arc::clone(&url)), &given_up)), "row.cancelled");
+    assert!(start.elapsed() < Duration::from_secs(5), "after {:?}", start.elapsed());
+    assert_eq!(kept.get(&url), None);
+}
+
+#[test]
 fn private_addresses_are_refused() {
     let server = Server::new(vec![ok(b"secret")]);
     let fetcher = ImageFetcher::new(ImageLimits::default());
