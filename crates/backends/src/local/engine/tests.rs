@@ -52,7 +52,7 @@ fn run(rows: &[(u64, u32, &[u32])], portable: bool) -> BTreeMap<u64, Result<Vec<
     }
     drop((producer, send));
     let vocabulary = Arc::new(Vocabulary::new(&tokenizer).unwrap());
-    Engine::new(model, vocabulary, jobs, &options, plan, Arc::default()).run();
+    Engine::new(model, vocabulary, jobs, &options, plan, Arc::default(), Arc::default()).run();
     let answers = |response: Response| {
         let tokens = |generation: vgen_core::Generation| generation.token_ids.unwrap_or_default();
         response.generations.into_iter().map(|generation| generation.map(tokens)).collect::<Result<_, _>>()
