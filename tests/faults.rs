@@ -14,7 +14,8 @@ use safetensors::SafeTensors;
 use tempfile::TempDir;
 use vgen_backends::local::{LocalBackend, LocalOptions, ModelSource};
 use vgen_core::{
-    Backend, Content, Fault, FinishReason, ImageRef, Message, Part, Request, Response, Role, SamplingParams,
+    Backend, Constraint, Content, Fault, FinishReason, ImageRef, Message, Part, Reply, Request, Response, Role,
+    SamplingParams,
 };
 use vgen_task::encode_image;
 
@@ -206,6 +207,64 @@ fn deadlines_and_cancelled_rows_leave_the_others_alone() {
     for (row, outcome) in &alone {
         assert_eq!(bits(outcome), bits(&outcomes[row]), "row {row}");
     }
+}
+
+/// A constrained answer parses, or its row says why not; here the ends that are not the form's own.
+#[test]
+fn a_constrained_answer_that_is_cut_says_so() {
+    let backend = load(&fixture(), false);
+    let object = r#"\{"a":1\}"#;
+    let cut = |regex: &str, change: fn(&mut SamplingParams)| {
+        let mut request = ask(0, None, "which?", 30);
+        request.sampling.ignore_eos = false;
+        request.sampling.constraint = Some(Constraint::Regex(regex.to_owned()));
+        change(&mut request.sampling);
+        let generation = backend.generate(request).unwrap().generations.swap_remove(0);
+        generation.map(|generation| generation.text.unwrap()).map_err(|fault| fault.code.into_owned())
+    };
+    let whole = || Ok(r#"{"a":1}"#.to_owned());
+    let code = |code: &str| Err(code.to_owned());
+    assert_eq!(cut(object, |_| ()), whole());
+    assert_eq!(cut(object, |p| p.stop = vec!["}".to_owned()]), code("constraint.cut"));
+    assert_eq!(cut(object, |p| (p.stop, p.include_stop) = (vec!["}".to_owned()], true)), whole());
+    assert_eq!(cut(object, |p| p.stop = vec!["a".to_owned()]), code("constraint.cut"));
+    // An end token that is text.
+    assert_eq!(cut(object, |p| p.stop_token_ids = vec![u32::from(b'}')]), code("constraint.cut"));
+    assert_eq!(cut(object, |p| (p.stop_token_ids, p.include_stop) = (vec![u32::from(b'}')], true)), whole());
+    // What is left has the form still.
+    assert_eq!(
+        cut("ab*!?", |p| (p.stop, p.logit_bias) = (vec!["b".to_owned()], [(98, 90.0)].into())),
+        Ok("a".to_owned())
+    );
+    assert_eq!(cut(object, |p| p.max_new_tokens = Some(2)), code("constraint.incomplete"));
+    assert_eq!(cut(object, |p| (p.echo, p.stop) = (true, vec!["}".to_owned()])), code("constraint.cut"));
+}
+
+/// Lets time pass with the first piece of an answer.
+struct Slow(Instant, mpsc::Sender<Outcome>);
+
+impl Reply for Slow {
+    fn delta(&mut self, _: u32, _: &str) {
+        std::thread::sleep(self.0.saturating_duration_since(Instant::now()));
+    }
+
+    fn done(self: Box<Self>, result: Outcome) {
+        self.1.send(result).unwrap();
+    }
+}
+
+#[test]
+fn the_deadline_of_a_constrained_answer_is_no_matter_of_its_length() {
+    let backend = load(&fixture(), false);
+    let (send, receive) = mpsc::channel();
+    let deadline = Instant::now() + Duration::from_millis(700);
+    let mut request = Request { deadline: Some(deadline), ..ask(0, None, "which?", 200) };
+    request.sampling.constraint = Some(Constraint::Regex("a{150}".to_owned()));
+    request.sampling.ignore_eos = false;
+    backend.submit(request, Box::new(Slow(deadline, send)));
+    let fault = fault(&receive.recv().unwrap());
+    assert_eq!(fault.code, "row.deadline", "{fault:?}");
+    assert_eq!(fault.hint.as_deref(), Some("allow more time for a row"));
 }
 
 /// Everything that was submitted is answered when the backend goes.

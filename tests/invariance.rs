@@ -9,6 +9,7 @@ mod cpu_level;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
+use std::process::Command;
 use std::sync::mpsc;
 
 use image::{Rgb, RgbImage};
@@ -71,7 +72,7 @@ fn requests() -> Vec<Request> {
 struct Run {
     batch_size: usize,
     step_tokens: usize,
-    threads: usize,
+    threads: Option<usize>,
     image_cache_bytes: u64,
     shuffled: bool,
     with_cancelled: bool,
@@ -85,7 +86,7 @@ impl Default for Run {
         Self {
             batch_size: 32,
             step_tokens: 512,
-            threads: 2,
+            threads: None,
             image_cache_bytes: 1 << 30,
             shuffled: false,
             with_cancelled: false,
@@ -97,11 +98,7 @@ impl Default for Run {
 }
 
 impl Run {
-    fn answers(&self, requests: &[Request]) -> BTreeMap<u64, Answer> {
-        self.answers_and_report(requests).0
-    }
-
-    fn answers_and_report(&self, requests: &[Request]) -> (BTreeMap<u64, Answer>, EngineReport) {
+    fn backend(&self) -> LocalBackend {
         cpu_level::limit();
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/mllama/tiny-hublike");
         let mut options = LocalOptions::new(ModelSource::Named(model.to_str().unwrap().to_owned()));
@@ -110,8 +107,16 @@ impl Run {
         options.image_cache_bytes = self.image_cache_bytes;
         options.portable = self.portable;
         options.devices = vec![self.device; self.devices];
-        options.threads = Some(self.threads);
-        let backend = LocalBackend::load(options, |_| {}).unwrap();
+        options.threads = self.threads;
+        LocalBackend::load(options, |_| {}).unwrap()
+    }
+
+    fn answers(&self, requests: &[Request]) -> BTreeMap<u64, Answer> {
+        self.answers_and_report(requests).0
+    }
+
+    fn answers_and_report(&self, requests: &[Request]) -> (BTreeMap<u64, Answer>, EngineReport) {
+        let backend = self.backend();
         let mut order: Vec<&Request> = requests.iter().collect();
         if self.shuffled {
             order.sort_by_key(|request| request.row.wrapping_mul(0x9E37_79B9_7F4A_7C15));
@@ -164,7 +169,6 @@ fn assert_invariant(portable: bool, device: DeviceChoice) {
         ("batches of 7", Run { batch_size: 7, ..base() }),
         ("batches of 32", base()),
         ("shuffled", Run { shuffled: true, ..base() }),
-        ("one thread", Run { threads: 1, ..base() }),
         ("pieces of prompts", Run { step_tokens: 11, ..base() }),
         ("no image kept", Run { image_cache_bytes: 0, batch_size: 7, ..base() }),
         ("two engines", Run { devices: 2, ..base() }),
@@ -172,11 +176,52 @@ fn assert_invariant(portable: bool, device: DeviceChoice) {
         ("cancelled neighbours", Run { with_cancelled: true, batch_size: 7, ..base() }),
     ];
     for (name, run) in runs {
-        let answers = run.answers(&requests);
-        let different: Vec<_> =
-            answers.iter().filter(|(row, answer)| **answer != alone[*row]).map(|(row, _)| row).collect();
-        assert!(different.is_empty(), "rows {different:?} differ with {name}");
+        assert_same(&alone, &run.answers(&requests), name);
     }
+    if device == DeviceChoice::Cpu {
+        for threads in [1, 2] {
+            assert_same(&alone, &answers_with_threads(threads, portable), &format!("{threads} threads"));
+        }
+    }
+}
+
+fn assert_same(alone: &BTreeMap<u64, Answer>, answers: &BTreeMap<u64, Answer>, name: &str) {
+    let different: Vec<_> = alone.iter().filter(|(row, answer)| answers.get(row) != Some(answer)).collect();
+    let different: Vec<_> = different.into_iter().map(|(row, _)| row).collect();
+    assert!(different.is_empty(), "rows {different:?} differ with {name}");
+}
+
+const THREADS: &str = "VGEN_TEST_THREADS";
+const PORTABLE: &str = "VGEN_TEST_PORTABLE";
+const ANSWERS: &str = "VGEN_TEST_ANSWERS";
+
+/// The answers of a process of its own: the number of threads is that of a whole process, from its start.
+fn answers_with_threads(threads: usize, portable: bool) -> BTreeMap<u64, Answer> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("answers.json");
+    let mut this = Command::new(std::env::current_exe().unwrap());
+    this.args(["--exact", "answers_of_a_process", "--nocapture", "--include-ignored"]);
+    // What candle's own products are spread over; LocalOptions::threads does the rest.
+    this.env(THREADS, threads.to_string()).env("RAYON_NUM_THREADS", threads.to_string());
+    if portable {
+        this.env(PORTABLE, "1");
+    }
+    let out = this.env(ANSWERS, &file).output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout) + String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && text.contains("1 passed"), "{text}");
+    serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
+}
+
+#[test]
+#[ignore = "the other tests start it, with what to do in the environment"]
+fn answers_of_a_process() {
+    let Some(file) = std::env::var_os(ANSWERS) else { return };
+    let threads: usize = std::env::var(THREADS).unwrap().parse().unwrap();
+    let portable = std::env::var_os(PORTABLE).is_some();
+    let answers = Run { threads: Some(threads), portable, ..Run::default() }.answers(&requests());
+    assert_eq!(vgen_kernels::threads::limit(), threads);
+    assert_eq!(candle_core::utils::get_num_threads(), threads);
+    std::fs::write(file, serde_json::to_vec(&answers).unwrap()).unwrap();
 }
 
 #[test]
@@ -193,6 +238,23 @@ fn answers_do_not_depend_on_neighbours_on_the_portable_path() {
 /// Says something without a macro, whose text would be kept back.
 fn say(what: &str) {
     writeln!(std::io::stderr(), "{what}").unwrap();
+}
+
+/// What is kept of earlier rows can be dropped, and is then computed again.
+#[test]
+fn what_is_forgotten_is_computed_again() {
+    let mut request = requests().swap_remove(4);
+    request.num_generations = 1;
+    let backend = Run::default().backend();
+    let ask = |encoded: u64| {
+        let answer = backend.generate(request.clone()).unwrap().generations.swap_remove(0).unwrap();
+        assert_eq!(backend.stats().report().images_encoded, encoded);
+        answer.token_ids.unwrap()
+    };
+    let first = ask(1);
+    assert_eq!(ask(1), first);
+    backend.forget();
+    assert_eq!(ask(2), first);
 }
 
 /// A GPU that works, or a message why the test is skipped.

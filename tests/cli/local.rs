@@ -63,7 +63,11 @@ fn what_the_engine_cannot_do_is_refused() {
     args(["--top-p", "1.5"]).exits(2).says("top_p");
     args(["--device", "abacus"]).exits(2).says("[backend] device: \"abacus\" is no device");
     args(["--dtype", "f8"]).exits(2).says("[backend] dtype: ");
-    args(["--regex", "("]).exits(2);
+    // Before weights are read.
+    let unread = args(["--regex", "("]).exits(2).says("unclosed group in \"(\" at byte 0");
+    assert!(!unread.stderr.contains("model ready"), "{}", unread.stderr);
+    scratch.file("form.json", r#"{"type": "object", "properties": {"n": {"type": "integr"}}}"#);
+    args(["--json-schema", "form.json"]).exits(2).says("Invalid type: integr at /properties/n/type");
 }
 
 #[test]

@@ -121,11 +121,16 @@ fn a_run_is_verified_and_a_changed_answer_is_found() {
     ];
     scratch.vgen_local(&[&args[..], &["--output", "out.jsonl"]].concat()).exits(1);
     let verify = |more: &[&str]| scratch.vgen(&[&["verify", "out.jsonl"], &args[..], more].concat());
-    let ended = verify(&["--rows", "5"]).exits(0);
+    let ended = verify(&["--sample", "5"]).exits(0);
     assert!(ended.stdout.starts_with("5 rows run again, 1, then 3, then 5 at a time, "), "{}", ended.stdout);
     let report: Value = serde_json::from_str(&verify(&["--json"]).exits(0).stdout).unwrap();
     // All that were answered.
     assert_eq!((&report["rows"], &report["tokens"]), (&8.into(), &(8 * 2 * 6 * 3).into()), "{report:#}");
+
+    // The run's own --sample is in its record; here it is how many rows are looked at.
+    scratch.vgen_local(&[&args[..], &["--output", "some.jsonl", "--sample", "4", "--seed", "0"]].concat());
+    let some = scratch.vgen(&[&["verify", "some.jsonl", "--sample", "1", "--seed", "0"], &args[..]].concat()).exits(0);
+    assert!(some.stdout.starts_with("1 rows run again, 1 at a time, "), "{}", some.stdout);
 
     // With other settings the answers are others; a changed line is found.
     verify(&["--seed", "3"]).exits(1);

@@ -1,7 +1,8 @@
 //! Going on with an earlier run, and when that is refused.
 
 use std::fs;
-use std::process::Child;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -231,9 +232,72 @@ fn a_full_disk_stops_cleanly_and_the_run_goes_on_when_there_is_room() {
     }
 }
 
+/// Waits until the output has so many rows.
+fn written(scratch: &Scratch, output: &str, count: usize) {
+    let patience = Instant::now() + Duration::from_secs(60);
+    while fs::read_to_string(scratch.path(output)).unwrap_or_default().lines().count() < count {
+        assert!(Instant::now() < patience, "{output} has not {count} rows");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[cfg(unix)]
 #[test]
-fn both_signals_end_a_stuck_run_in_time_and_a_second_one_at_once() {
+fn a_second_signal_ends_the_run_at_once_and_nothing_written_is_lost() {
+    // Row 30 takes for ever, whoever gives it up.
+    let mut delays: Vec<u64> = vec![2; 60];
+    delays[30] = 600_000;
+    let scratch = Scratch::with(
+        rows(60),
+        &format!("window = 4\nignores_cancel = true\ndelays_ms = {delays:?}\nanswer = \"{{row}}\"\n"),
+    );
+    let mut child = scratch.start(&["--sync-seconds", "0.05", "--progress", "none"]);
+    written(&scratch, "out.jsonl", 30);
+    thread::sleep(Duration::from_millis(300));
+    signal(&child, "INT");
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(said.any(|line| line.unwrap().contains("interrupted: writing what is finished; once more quits at once")));
+    // It waits for the row in flight, some seconds at most.
+    thread::sleep(Duration::from_millis(300));
+    assert!(child.try_wait().unwrap().is_none());
+    let before = scratch.read("out.jsonl");
+    let begun = Instant::now();
+    signal(&child, "INT");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!((before.lines().count(), scratch.read("out.jsonl") == before), (30, true));
+    // Only what was not finished is asked about.
+    let known: String = (0..30).map(|row| format!("[[backend.faults]]\nrow = {row}\n")).collect();
+    scratch.config(&format!("answer = \"{{row}}\"\n{known}"));
+    scratch.run(&[]).exits(0);
+    scratch.config("answer = \"{row}\"\n");
+    scratch.run(&["--output", "whole.jsonl"]).exits(0);
+    assert_eq!(scratch.read("out.jsonl"), scratch.read("whole.jsonl"));
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_local_run_goes_on_to_the_same_bytes() {
+    let scratch = Scratch::new();
+    let samples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/shapes/eval.jsonl");
+    let samples = fs::read_to_string(samples).unwrap();
+    scratch.file("rows.jsonl", samples.lines().take(80).map(|line| format!("{line}\n")).collect::<String>());
+    let args = ["--demo", "--input", "rows.jsonl", "--temperature", "0.9", "--seed", "5", "--batch-size", "3"];
+    let to = |output: &'static str| [&args[..], &["--output", output]].concat();
+    let child = scratch.command("vgen-local").args(to("out.jsonl")).stderr(Stdio::piped()).spawn().unwrap();
+    written(&scratch, "out.jsonl", 5);
+    signal(&child, "INT");
+    ended(child.wait_with_output().unwrap()).exits(130).says("interrupted");
+    assert_eq!(record(&scratch, "out.jsonl")["state"], "interrupted");
+    assert!((5..80).contains(&scratch.rows("out.jsonl").len()));
+    scratch.vgen_local(&to("out.jsonl")).exits(0).says("going on with");
+    scratch.vgen_local(&to("whole.jsonl")).exits(0);
+    assert_eq!(scratch.read("out.jsonl"), scratch.read("whole.jsonl"));
+}
+
+#[cfg(unix)]
+#[test]
+fn both_signals_end_a_stuck_run_in_time() {
     for name in ["INT", "TERM"] {
         let scratch = Scratch::with(rows(10), "window = 2\ndelays_ms = [600000]\n");
         let child = scratch.start(&[]);

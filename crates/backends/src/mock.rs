@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use serde::{Deserialize, Serialize};
 use vgen_core::{
-    Backend, Fault, FaultClass, FinishReason, Generation, Message, Reply, Request, Response, Role, SamplingParams,
-    Timings, Usage,
+    Backend, CancelToken, Fault, FaultClass, FinishReason, Generation, Message, Reply, Request, Response, Role,
+    SamplingParams, Timings, Usage,
 };
 
 pub use service::{Distribution, MockService};
@@ -49,6 +49,8 @@ pub struct MockOptions {
     pub faults: Vec<MockFault>,
     /// Names of sampling parameters to refuse.
     pub refuse: Vec<String>,
+    /// Go on with requests that were given up, as a backend that is stuck.
+    pub ignores_cancel: bool,
 }
 
 impl Default for MockOptions {
@@ -63,6 +65,7 @@ impl Default for MockOptions {
             output_tokens: None,
             faults: Vec::new(),
             refuse: Vec::new(),
+            ignores_cancel: false,
         }
     }
 }
@@ -232,7 +235,10 @@ impl Backend for MockBackend {
         self.script.options.window
     }
 
-    fn submit(&self, request: Request, reply: Box<dyn Reply>) {
+    fn submit(&self, mut request: Request, reply: Box<dyn Reply>) {
+        if self.script.options.ignores_cancel {
+            request.cancel = CancelToken::default();
+        }
         let in_flight = self.script.in_flight.fetch_add(1, Ordering::AcqRel) + 1;
         self.script.most_in_flight.fetch_max(in_flight, Ordering::AcqRel);
         match &self.servers {

@@ -24,7 +24,7 @@ pub(crate) fn open(
         BackendTable::None => Err(Fault::stop("config.backend", "no backend is named")
             .with_hint("add a table [backend] with a kind to the config file")),
         BackendTable::Mock(options) => Ok(Arc::new(MockBackend::new(options.clone())?)),
-        BackendTable::Local(table) => local::open(table, &config.images, kept, messages),
+        BackendTable::Local(table) => local::open(table, &config.images, &config.sampling, kept, messages),
         BackendTable::Remote(table) => {
             remote::open(table, &config.images, kept, config.run.progress_interval, messages)
         }

@@ -184,6 +184,7 @@ const MOCK: &[Key] = &[
     key("backend", "output_tokens", "<words of the answer>"),
     key("backend", "faults", "[]"),
     key("backend", "refuse", "[]"),
+    key("backend", "ignores_cancel", "false"),
 ];
 
 /// The keys of a backend's table; `None` for a kind that does not exist.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use vgen_backends::local::{Bytes, LoadEvent, LocalBackend, LocalOptions, ModelSource};
-use vgen_core::{Backend, Fault};
+use vgen_core::{Backend, Fault, SamplingParams};
 use vgen_mllama::hub::HubEvent;
 use vgen_task::image::{ImageLimits, KeptImages};
 
@@ -15,15 +15,17 @@ use crate::messages::Messages;
 use crate::table::{Images, LocalTable};
 use crate::{demo, hub};
 
-/// Loads the model; says on the way how far it is.
+/// Loads the model, once it can honour `sampling`; says on the way how far it is.
 pub(crate) fn open(
     table: &LocalTable,
     images: &Images,
+    sampling: &SamplingParams,
     kept: Option<&Arc<KeptImages>>,
     messages: &Messages,
 ) -> Result<Arc<dyn Backend>, Fault> {
     let mut options = options(table, images)?;
     options.prepare.kept = kept.cloned();
+    options.sampling = sampling.clone();
     let loading = Loading::new(messages);
     let backend = LocalBackend::load(options, move |event| loading.show(event))?;
     Ok(Arc::new(backend))

@@ -10,7 +10,7 @@ use crate::keys::{self, KEYS};
 use crate::settings::Settings;
 
 /// Keys that change no row: how fast, how loud, how far, where.
-const FREE: [&str; 52] = [
+const FREE: [&str; 53] = [
     "input.path",
     "input.limit",
     "output.path",
@@ -42,6 +42,7 @@ const FREE: [&str; 52] = [
     "backend.delays_ms",
     "backend.window",
     "backend.faults",
+    "backend.ignores_cancel",
     "backend.api_key",
     "backend.headers",
     "backend.resume_endpoint",

@@ -99,6 +99,10 @@ pub trait Backend: Send + Sync {
     /// How many requests should be in flight to keep it busy.
     fn window(&self) -> usize;
 
+    /// Drops what is kept of earlier requests (encoded images, beginnings of prompts), so that the next ones are computed
+    /// from nothing. Answers are the same. For callers that have no request in flight.
+    fn forget(&self) {}
+
     /// Takes a request; returns at once. `reply.done` is called exactly once, in any order among requests.
     fn submit(&self, request: Request, reply: Box<dyn Reply>);
 

@@ -52,7 +52,8 @@ pub struct Verified {
 type Bits = Vec<(Option<Vec<u32>>, Option<Vec<u32>>)>;
 
 /// Runs the sample once for each of `passes`, with that many rows in work at a time, and compares with what was
-/// written and with the first pass.
+/// written and with the first pass. No pass finds anything that an earlier one left, so that images and beginnings of
+/// prompts are computed in each company, too.
 ///
 /// # Errors
 /// A fault that concerns more than a row.
@@ -74,6 +75,7 @@ pub fn verify(
     let mut verified = Verified { rows: sample.len(), passes: passes.to_vec(), ..Verified::default() };
     let mut first: BTreeMap<u64, Bits> = BTreeMap::new();
     for (pass, &together) in passes.iter().enumerate() {
+        backend.forget();
         for (at, mut result) in answers(sample, &asked, backend, together, pass) {
             let sampled = &sample[at];
             let bits = result.as_ref().map(bits).unwrap_or_default();

@@ -1,6 +1,7 @@
 //! [`LocalBackend`]: loading, preparation ahead of the engine, and the engine's thread.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -43,6 +44,8 @@ pub struct LocalBackend {
     shared: Arc<Shared>,
     window: usize,
     stats: Arc<EngineStats>,
+    /// How often the engines are to have dropped what they keep of earlier rows.
+    forgetting: Arc<AtomicU64>,
 }
 
 struct Submitted {
@@ -69,7 +72,7 @@ impl LocalBackend {
     ///
     /// # Errors
     /// A stop fault that names what is missing or wrong. What `config.json` can tell is told before weights are
-    /// downloaded or read.
+    /// downloaded or read, what is wrong with [`LocalOptions::sampling`] before they are read.
     pub fn load(options: LocalOptions, progress: impl Fn(LoadEvent) + Send + Sync + 'static) -> Result<Self, Fault> {
         let start = Instant::now();
         let progress = Arc::new(progress);
@@ -93,6 +96,7 @@ impl LocalBackend {
             progress(LoadEvent::Plan { plan, free, batch_size });
         })?;
         let shared = Arc::new(Shared::new(&checkpoint, &options)?);
+        shared.check(&options.sampling)?;
         if let Some(threads) = options.threads {
             // An error means that the pool runs already: its size stands, the limit below still holds.
             let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build_global();
@@ -101,6 +105,7 @@ impl LocalBackend {
         let dtype = plans.first().map(|planned| planned.precision.to_string()).unwrap_or_default();
         let batch_size: usize = plans.iter().map(|planned| planned.options.batch_size.max(1)).sum();
         let stats = Arc::new(EngineStats::default());
+        let forgetting = Arc::new(AtomicU64::new(0));
         // The pipeline's window bounds requests; these bound what is prepared ahead, in rows and in bytes.
         let queue = JobQueue::new(batch_size.max(2));
         let images =
@@ -125,7 +130,8 @@ impl LocalBackend {
             let layers = |done, total| progress(LoadEvent::Layers { done, total });
             let model = Model::load(&checkpoint, &load, &layers)?;
             let vocabulary = Arc::clone(&shared.vocabulary);
-            let engine = Engine::new(model, vocabulary, queue.consumer(number), &options, plan, Arc::clone(&stats));
+            let (jobs, stats) = (queue.consumer(number), Arc::clone(&stats));
+            let engine = Engine::new(model, vocabulary, jobs, &options, plan, stats, Arc::clone(&forgetting));
             threads.push(spawn("vgen-engine", move || engine.run())?);
         }
         progress(LoadEvent::Ready {
@@ -143,7 +149,7 @@ impl LocalBackend {
             threads.push(spawn("vgen-prepare", move || shared.prepare_all(&incoming, &jobs, &images, &stats))?);
         }
         let window = 2 * batch_size + options.prepare_threads;
-        Ok(Self { model_name, requests: Some(requests), threads, shared, window, stats })
+        Ok(Self { model_name, requests: Some(requests), threads, shared, window, stats, forgetting })
     }
 
     /// What the engine did and where its time went.
@@ -179,6 +185,10 @@ impl Backend for LocalBackend {
 
     fn window(&self) -> usize {
         self.window
+    }
+
+    fn forget(&self) {
+        self.forgetting.fetch_add(1, Ordering::AcqRel);
     }
 
     fn submit(&self, request: Request, reply: Box<dyn Reply>) {

@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
@@ -19,6 +19,7 @@ use tokenizers::Tokenizer;
 use vgen_core::{Constraint, Fault};
 use vgen_kernels::token_mask;
 
+use super::schema_place;
 use super::vocabulary::Vocabulary;
 
 /// How many compiled constraints are kept, for runs whose rows bring their own.
@@ -28,7 +29,7 @@ const KEPT: usize = 64;
 const WHITESPACE: &str = r" |\n {0,40}";
 
 /// Why an answer can't be held to a form.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConstraintError {
     /// The constraint means nothing.
@@ -56,6 +57,14 @@ pub enum ConstraintError {
         /// How many tokens the answer has.
         tokens: usize,
     },
+    /// A stop text or a stop token ended the answer before its form did, or was cut from it.
+    #[error(
+        "a stop text or token ended the answer after {tokens} tokens, without the form that the constraint asks for"
+    )]
+    Cut {
+        /// How many tokens the answer has.
+        tokens: usize,
+    },
 }
 
 impl From<ConstraintError> for Fault {
@@ -71,6 +80,8 @@ impl From<ConstraintError> for Fault {
             }
             ConstraintError::Incomplete { .. } => Fault::row("constraint.incomplete", message)
                 .with_hint("raise max_new_tokens, or bound strings and arrays in the schema"),
+            ConstraintError::Cut { .. } => Fault::row("constraint.cut", message)
+                .with_hint("leave out stop and stop_token_ids, or keep their text with include_stop"),
         }
     }
 }
@@ -80,14 +91,28 @@ pub struct ConstraintCompiler {
     factory: ParserFactory,
     vocab_size: usize,
     /// By constraint, as JSON; in order of use, the latest last.
-    compiled: Mutex<Vec<(String, Compiled)>>,
+    entries: Mutex<Vec<(String, Entry)>>,
 }
 
+/// A constraint that was asked for: compiled by who asked first, without holding up those who ask for another.
+type Entry = Arc<OnceLock<Result<Arc<Compiled>, ConstraintError>>>;
+
 /// A constraint at the start of its form.
-#[derive(Clone)]
 struct Compiled {
     matcher: Matcher,
-    known: Arc<KnownMasks>,
+    known: KnownMasks,
+}
+
+impl Compiled {
+    /// Whether a whole text is of the form.
+    fn accepts(&self, text: &str) -> bool {
+        let mut matcher = self.matcher.clone();
+        let Ok(env) = matcher.tok_env() else { return false };
+        let tokens = env.tokenize(text);
+        matcher.validate_tokens(&tokens).is_ok_and(|valid| valid == tokens.len())
+            && matcher.consume_tokens(&tokens).is_ok()
+            && is_complete(&mut matcher)
+    }
 }
 
 /// The few tokens that are allowed after a beginning of an answer. Rows with the same constraint begin alike: with the
@@ -176,7 +201,7 @@ impl ConstraintCompiler {
         .map_err(|error| ConstraintError::Tokenizer(error.to_string()))?;
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
-        Ok(Self { factory, vocab_size, compiled: Mutex::new(Vec::new()) })
+        Ok(Self { factory, vocab_size, entries: Mutex::default() })
     }
 
     /// A state at the start of the constraint's form. The first call for a constraint compiles it, later ones copy.
@@ -184,28 +209,53 @@ impl ConstraintCompiler {
     /// # Errors
     /// [`ConstraintError::Invalid`] with what is wrong and where.
     pub fn start(&self, constraint: &Constraint) -> Result<ConstraintState, ConstraintError> {
-        let name = serde_json::to_string(constraint).unwrap_or_default();
-        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = match compiled.iter().position(|(other, _)| *other == name) {
-            Some(at) => compiled.remove(at),
-            None => (name, Compiled { matcher: self.compile(constraint)?, known: Arc::default() }),
-        };
-        let Compiled { matcher, known } = entry.1.clone();
-        if compiled.len() == KEPT {
-            compiled.remove(0);
-        }
-        compiled.push(entry);
-        Ok(ConstraintState { matcher, known, tokens: Vec::new() })
+        let entry = self.entry(serde_json::to_string(constraint).unwrap_or_default());
+        let compiled = entry.get_or_init(|| self.compile(constraint).map(Arc::new)).clone()?;
+        Ok(ConstraintState { matcher: compiled.matcher.clone(), compiled, tokens: Vec::new() })
     }
 
-    fn compile(&self, constraint: &Constraint) -> Result<Matcher, ConstraintError> {
+    /// The entry of a constraint, compiled or not; the one that was not used for the longest time makes room for a new.
+    fn entry(&self, name: String) -> Entry {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = match entries.iter().position(|(other, _)| *other == name) {
+            Some(at) => entries.remove(at),
+            None => (name, Entry::default()),
+        };
+        if entries.len() == KEPT {
+            entries.remove(0);
+        }
+        let entry = Arc::clone(&found.1);
+        entries.push(found);
+        entry
+    }
+
+    fn compile(&self, constraint: &Constraint) -> Result<Compiled, ConstraintError> {
         let (kind, grammar) = grammar(constraint)?;
-        let invalid = |message: String| ConstraintError::Invalid { kind, message: one_line(&message) };
-        let parser = self.factory.create_parser(grammar).map_err(|error| invalid(error.to_string()))?;
+        let matcher = self.matcher(grammar).map_err(|message| {
+            let place = match constraint {
+                Constraint::JsonSchema(schema) => self.place(schema, &message),
+                _ => None,
+            };
+            let message = place.map_or_else(|| message.clone(), |place| format!("{message} at {place}"));
+            ConstraintError::Invalid { kind, message }
+        })?;
+        Ok(Compiled { matcher, known: KnownMasks::default() })
+    }
+
+    fn matcher(&self, grammar: TopLevelGrammar) -> Result<Matcher, String> {
+        let parser = self.factory.create_parser(grammar).map_err(|error| one_line(&error.to_string()))?;
         let mut matcher = Matcher::new(Ok(parser));
         // The first mask finds what compiling does not: a form that no token can start.
-        matcher.compute_mask().map_err(|error| invalid(error.to_string()))?;
+        matcher.compute_mask().map_err(|error| one_line(&error.to_string()))?;
         Ok(matcher)
+    }
+
+    /// The JSON pointer of what compiling a schema fails at with this message.
+    fn place(&self, schema: &Value, message: &str) -> Option<String> {
+        schema_place::find(schema, |changed| {
+            let grammar = with_whitespace(changed).map(TopLevelGrammar::from_json_schema);
+            grammar.is_ok_and(|grammar| self.matcher(grammar).is_err_and(|other| other == message))
+        })
     }
 }
 
@@ -301,7 +351,7 @@ impl TokenizerEnv for Tokens {
 #[derive(Clone)]
 pub struct ConstraintState {
     matcher: Matcher,
-    known: Arc<KnownMasks>,
+    compiled: Arc<Compiled>,
     /// The answer so far.
     tokens: Vec<u32>,
 }
@@ -324,7 +374,7 @@ impl ConstraintState {
     /// [`ConstraintError::Stopped`] if the parser gives up.
     pub fn allow(&mut self, logits: &mut [f32], few: &mut Vec<u32>) -> Result<(), ConstraintError> {
         few.clear();
-        if let Some(known) = self.known.get(&self.tokens) {
+        if let Some(known) = self.compiled.known.get(&self.tokens) {
             few.extend_from_slice(&known);
             return Ok(());
         }
@@ -339,7 +389,7 @@ impl ConstraintState {
                 }
             }
             few.retain(|&id| (id as usize) < logits.len());
-            self.known.keep(&self.tokens, few);
+            self.compiled.known.keep(&self.tokens, few);
             return Ok(());
         }
         token_mask::forbid_others(logits, words);
@@ -351,7 +401,7 @@ impl ConstraintState {
     /// # Errors
     /// [`ConstraintError::Stopped`] if the token leads out of the form or the parser gives up.
     pub fn accept(&mut self, token: u32) -> Result<(), ConstraintError> {
-        if self.matcher.is_stopped() && !self.matcher.is_error() {
+        if self.is_finished() {
             // The form is complete; only an end token was left to choose.
             return Ok(());
         }
@@ -362,25 +412,40 @@ impl ConstraintState {
 
     /// Whether the form is complete and nothing can follow, so that the answer ends here.
     pub fn is_finished(&self) -> bool {
-        self.matcher.is_stopped() && !self.matcher.is_error()
+        is_finished(&self.matcher)
     }
 
     /// Whether the form may end here.
     pub fn is_complete(&mut self) -> bool {
-        self.is_finished() || self.matcher.is_accepting().unwrap_or(false)
+        is_complete(&mut self.matcher)
     }
 
-    /// To be asked when an answer ends, for whatever reason.
-    ///
-    /// # Errors
-    /// [`ConstraintError::Incomplete`] if the answer is not of its form yet.
-    pub fn check_complete(&mut self) -> Result<(), ConstraintError> {
-        if self.is_complete() { Ok(()) } else { Err(ConstraintError::Incomplete { tokens: self.tokens.len() }) }
+    /// Whether an answer that ends here, for whatever reason, is of its form. `text` is what is shown of it: a stop text
+    /// or the text of a stop token may be cut from it, though they are part of the form.
+    pub fn is_form_of(&mut self, text: &str) -> bool {
+        if self.read().is_some_and(|read| read == text.as_bytes()) {
+            self.is_complete()
+        } else {
+            self.compiled.accepts(text)
+        }
+    }
+
+    /// The bytes of the answer so far; end tokens have none.
+    fn read(&self) -> Option<Vec<u8>> {
+        Some(self.matcher.tok_env().ok()?.tok_trie().decode_ext(&self.tokens, false))
     }
 
     fn stopped(&self, message: &str) -> ConstraintError {
         ConstraintError::Stopped { step: self.tokens.len(), message: one_line(message) }
     }
+}
+
+fn is_finished(matcher: &Matcher) -> bool {
+    matcher.is_stopped() && !matcher.is_error()
+}
+
+fn is_complete(matcher: &mut Matcher) -> bool {
+    is_finished(matcher) || matcher.is_accepting().unwrap_or(false)
 }
 
 /// Compiled constraints are shared between threads.

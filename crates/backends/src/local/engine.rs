@@ -9,6 +9,7 @@ mod admission;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use admission::Joining;
@@ -46,6 +47,9 @@ pub(crate) struct Engine {
     /// order for another shape, which the kernels don't.
     fixed_shapes: bool,
     plan: MemoryPlan,
+    /// How often what is kept of earlier rows was to be dropped, and how often it was.
+    forgetting: Arc<AtomicU64>,
+    forgotten: u64,
     closed: bool,
     /// What comes of a step's logits: [`next_tokens`], in tests also what fails.
     choose: Choose,
@@ -67,6 +71,7 @@ impl Engine {
         options: &LocalOptions,
         plan: MemoryPlan,
         stats: Arc<EngineStats>,
+        forgetting: Arc<AtomicU64>,
     ) -> Self {
         let fixed_shapes = options.fixed_shapes && model.is_portable();
         Self {
@@ -86,6 +91,8 @@ impl Engine {
             prefix_is_image_free: options.reference == vgen_mllama::Reference::Meta && !fixed_shapes,
             fixed_shapes,
             plan,
+            forgotten: forgetting.load(Ordering::Acquire),
+            forgetting,
             closed: false,
             choose: next_tokens,
         }
@@ -95,6 +102,7 @@ impl Engine {
     pub(crate) fn run(mut self) {
         loop {
             self.receive();
+            self.forget();
             self.drop_given_up();
             self.admit();
             self.join();
@@ -142,6 +150,16 @@ impl Engine {
                 Taken::Nothing => break,
                 Taken::Closed => self.closed = true,
             }
+        }
+    }
+
+    /// Drops what is kept of earlier rows, if that was asked for.
+    fn forget(&mut self) {
+        let asked = self.forgetting.load(Ordering::Acquire);
+        if asked != self.forgotten {
+            self.forgotten = asked;
+            self.prefix = None;
+            self.cache.clear();
         }
     }
 

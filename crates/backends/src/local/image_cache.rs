@@ -47,6 +47,13 @@ impl ImageCache {
         kv
     }
 
+    /// Forgets all images that nobody uses.
+    pub(crate) fn clear(&mut self) {
+        let budget = std::mem::take(&mut self.budget);
+        self.trim();
+        self.budget = budget;
+    }
+
     /// Forgets images that nobody uses, the least recently used first, until the budget holds.
     pub(crate) fn trim(&mut self) {
         while self.bytes > self.budget {

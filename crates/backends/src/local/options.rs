@@ -1,5 +1,6 @@
 //! What to load and how to run it.
 
+use vgen_core::SamplingParams;
 use vgen_mllama::hub::{HubEvent, HubOptions};
 use vgen_mllama::{Reference, WeightOverride};
 use vgen_task::prepare::PrepareOptions;
@@ -71,6 +72,8 @@ pub struct LocalOptions {
     pub memory: Option<u64>,
     /// How messages become prompts.
     pub prepare: PrepareOptions,
+    /// How the run will choose tokens, to be checked before weights are read.
+    pub sampling: SamplingParams,
 }
 
 impl LocalOptions {
@@ -100,6 +103,7 @@ impl LocalOptions {
             image_cache_bytes: 1 << 30,
             memory: None,
             prepare: PrepareOptions::default(),
+            sampling: SamplingParams::default(),
         }
     }
 }

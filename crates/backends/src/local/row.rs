@@ -12,7 +12,9 @@ use vgen_task::prepare::EncodedPrompt;
 
 use super::prepared::PreparedImage;
 use super::shortlist::{Asked, Shortlist};
-use super::{Answer, Candidates, ConstraintState, ResolvedSampling, Sampled, Sampler, Vocabulary};
+use super::{
+    Answer, Candidates, ConstraintError, ConstraintState, ResolvedSampling, Sampled, Sampler, Vocabulary,
+};
 
 /// A row that is ready for the engine.
 pub(crate) struct Job {
@@ -272,10 +274,11 @@ impl ActiveRow {
     }
 
     fn finish(&mut self, sample: &mut Sample, reason: FinishReason) {
-        let incomplete = sample.sampler.constraint_mut().and_then(|constraint| constraint.check_complete().err());
-        let result = match incomplete {
-            Some(error) => Err(Fault::from(error)),
-            None => Ok(Generation {
+        let text = sample.answer.own_text();
+        let is_form = sample.sampler.constraint_mut().is_none_or(|constraint| constraint.is_form_of(text));
+        let result = match is_form {
+            false => Err(no_form_fault(self.job.row, reason, sample.answer.tokens().len())),
+            true => Ok(Generation {
                 text: Some(sample.answer.text().to_owned()),
                 finish_reason: Some(reason),
                 usage: Some(Usage {
@@ -338,6 +341,21 @@ pub(crate) fn given_up_fault(row: u64, reason: FinishReason) -> Fault {
                 .with_hint("allow more time for a row")
         }
         _ => Fault::row("row.cancelled", format!("row {row} was cancelled")),
+    }
+}
+
+/// Why an answer that ended so, with that many tokens, has not the form that its constraint asks for.
+fn no_form_fault(row: u64, reason: FinishReason, tokens: usize) -> Fault {
+    match reason {
+        FinishReason::Deadline => {
+            let message = format!(
+                "row {row}: its deadline passed after {tokens} tokens, before the form of its answer was complete"
+            );
+            Fault { message, ..given_up_fault(row, reason) }
+        }
+        FinishReason::Cancelled => given_up_fault(row, reason),
+        FinishReason::Stop => ConstraintError::Cut { tokens }.into(),
+        _ => ConstraintError::Incomplete { tokens }.into(),
     }
 }
 

@@ -21,6 +21,7 @@
 //! not have, where it takes a caller's own processors. A row's result depends on its logits, its own history and its
 //! place (row, sample) alone.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use vgen_core::Fault;
@@ -256,16 +257,29 @@ fn most_probable(logits: &[f32], count: usize) -> Vec<u32> {
     if count == 0 {
         return Vec::new();
     }
-    // The best so far, best first: few are asked for, and most logits fail at the first comparison.
-    let mut best: Vec<u32> = Vec::with_capacity(count + 1);
+    let order = |a: &u32, b: &u32| {
+        let (one, other) = (logits[*a as usize], logits[*b as usize]);
+        // Never NaN; unlike `total_cmp` this takes both zeros for the same.
+        other.partial_cmp(&one).unwrap_or(Ordering::Equal).then(a.cmp(b))
+    };
+    // The best so far and newcomers, cut when full, so that the work per logit is constant on average. Most logits fail at
+    // the first comparison: of equal ones the earlier stays.
+    let full = (4 * count).max(512);
+    let mut best: Vec<u32> = Vec::with_capacity(full.min(logits.len()));
+    let mut least = None;
     for (id, &logit) in logits.iter().enumerate() {
-        if best.len() == count && best.last().is_some_and(|&worst| logit <= logits[worst as usize]) {
+        if least.is_some_and(|least| logit <= least) {
             continue;
         }
-        let at = best.partition_point(|&other| logits[other as usize] >= logit);
-        best.insert(at, id as u32);
-        best.truncate(count);
+        best.push(id as u32);
+        if best.len() == full {
+            let (_, worst, _) = best.select_nth_unstable_by(count - 1, order);
+            least = Some(logits[*worst as usize]);
+            best.truncate(count);
+        }
     }
+    best.sort_unstable_by(order);
+    best.truncate(count);
     best
 }
 

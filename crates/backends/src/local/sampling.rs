@@ -4,6 +4,7 @@
 //! | parameter | if not given |
 //! |---|---|
 //! | `temperature`, `top_k`, `top_p`, `min_p`, `typical_p`, `repetition_penalty`, `min_new_tokens`, `max_new_tokens` | the value in `generation_config.json`; without one: off (temperature 1, no limit but the context) |
+//! | `bad_words`, `logit_bias`, `stop` | `bad_words_ids`, `sequence_bias`, `stop_strings` there |
 //! | `seed` | 0, so that two runs agree unless told otherwise |
 //! | all others | off |
 //!
@@ -14,10 +15,10 @@
 
 use std::collections::BTreeSet;
 
-use serde::Deserialize;
 use tokenizers::Tokenizer;
 use vgen_core::{Fault, SamplingParams};
 
+use super::generation_config::GenerationDefaults;
 use super::shortlist::Asked;
 
 /// Why sampling parameters can't be honoured.
@@ -60,6 +61,14 @@ pub enum SamplingError {
     /// A `generation_config.json` that can't be read.
     #[error("generation_config.json: {0}")]
     GenerationConfig(#[source] serde_json::Error),
+    /// A key of it that can't be honoured.
+    #[error("the model's generation_config.json has {name} = {value}, which can't be honoured")]
+    GenerationKey {
+        /// The key.
+        name: &'static str,
+        /// Its value, as JSON.
+        value: String,
+    },
 }
 
 impl From<SamplingError> for Fault {
@@ -72,60 +81,14 @@ impl From<SamplingError> for Fault {
             SamplingError::GenerationConfig(_) => {
                 ("sampling.generation_config", "correct the model's generation_config.json, or remove it")
             }
+            SamplingError::GenerationKey { .. } => (
+                "sampling.generation_config",
+                "take the key out of that file, of a copy of the model's folder if it is one of the hub; answers are then \
+                 without it",
+            ),
         };
         Fault::stop(code, error.to_string()).with_hint(hint)
     }
-}
-
-/// The part of a model's `generation_config.json` that concerns sampling.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct GenerationDefaults {
-    /// Sample, or take the most probable token.
-    pub do_sample: Option<bool>,
-    /// See [`SamplingParams`].
-    pub temperature: Option<f64>,
-    /// See [`SamplingParams`].
-    pub top_k: Option<u32>,
-    /// See [`SamplingParams`].
-    pub top_p: Option<f64>,
-    /// See [`SamplingParams`].
-    pub min_p: Option<f64>,
-    /// See [`SamplingParams`].
-    pub typical_p: Option<f64>,
-    /// See [`SamplingParams`].
-    pub repetition_penalty: Option<f64>,
-    /// See [`SamplingParams`].
-    pub min_new_tokens: Option<u32>,
-    /// See [`SamplingParams`].
-    pub max_new_tokens: Option<u32>,
-    /// The tokens that end a generation: one or several in the file.
-    #[serde(deserialize_with = "one_or_many")]
-    pub eos_token_id: Vec<u32>,
-}
-
-impl GenerationDefaults {
-    /// Reads the text of a `generation_config.json`; what doesn't concern sampling is skipped.
-    ///
-    /// # Errors
-    /// [`SamplingError::GenerationConfig`] if it is no JSON, or a value is of another type.
-    pub fn from_json(text: &str) -> Result<Self, SamplingError> {
-        serde_json::from_str(text).map_err(SamplingError::GenerationConfig)
-    }
-}
-
-fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Ids {
-        One(u32),
-        Many(Vec<u32>),
-    }
-    Ok(match Option::<Ids>::deserialize(deserializer)? {
-        None => Vec::new(),
-        Some(Ids::One(id)) => vec![id],
-        Some(Ids::Many(ids)) => ids,
-    })
 }
 
 /// The choice among the tokens that processors left.
@@ -215,10 +178,16 @@ impl ResolvedSampling {
             let value = value.unwrap_or(0.0);
             check(name, value, "between -2 and 2", (-2.0..=2.0).contains(&value)).map(|()| value as f32)
         };
-        let mut logit_bias = Vec::with_capacity(params.logit_bias.len());
-        for (&id, &bias) in &params.logit_bias {
-            check("logit_bias", bias.into(), "finite", true)?;
-            logit_bias.push((known("logit_bias", id)?, bias));
+        let warpers = warpers(params, defaults)?;
+        defaults.check(warpers.is_some())?;
+        let (name, biases) = match params.logit_bias.is_empty() {
+            true => ("sequence_bias", defaults.token_bias()?),
+            false => ("logit_bias", params.logit_bias.clone()),
+        };
+        let mut logit_bias = Vec::with_capacity(biases.len());
+        for (id, bias) in biases {
+            check(name, bias.into(), "finite", true)?;
+            logit_bias.push((known(name, id)?, bias));
         }
         let mut end_ids = BTreeSet::new();
         if !params.ignore_eos {
@@ -229,9 +198,15 @@ impl ResolvedSampling {
         for &id in &params.stop_token_ids {
             end_ids.insert(known("stop_token_ids", id)?);
         }
-        if params.stop.iter().any(String::is_empty) {
-            return Err(SamplingError::Text { name: "stop", text: String::new(), why: "it is empty".to_owned() });
+        let (name, stop) =
+            if params.stop.is_empty() { ("stop_strings", &defaults.stop_strings) } else { ("stop", &params.stop) };
+        if stop.iter().any(String::is_empty) {
+            return Err(SamplingError::Text { name, text: String::new(), why: "it is empty".to_owned() });
         }
+        let mut forbidden = bad_words(&params.bad_words, eos_ids, vocab_size, tokenizer)?;
+        // What ends with a token that has no logit is never generated.
+        let last = |sequence: &Vec<u32>| sequence.last().is_some_and(|&id| (id as usize) < vocab_size);
+        forbidden.extend(defaults.forbidden(eos_ids, params.bad_words.is_empty()).filter(last));
         let min_new_tokens = params.min_new_tokens.or(defaults.min_new_tokens).unwrap_or(0);
         let max_new_tokens = params.max_new_tokens.or(defaults.max_new_tokens);
         if max_new_tokens.is_some_and(|max| max < 1) {
@@ -258,16 +233,16 @@ impl ResolvedSampling {
         let top_logprobs = if top_logprobs <= vocab_size { Ok(top_logprobs) } else { Err(too_many) }?;
         Ok(Self {
             vocab_size,
-            warpers: warpers(params, defaults)?,
+            warpers,
             repetition_penalty: repetition_penalty as f32,
             frequency_penalty: symmetric("frequency_penalty", params.frequency_penalty)?,
             presence_penalty: symmetric("presence_penalty", params.presence_penalty)?,
             logit_bias,
-            bad_words: bad_words(&params.bad_words, eos_ids, vocab_size, tokenizer)?,
+            bad_words: forbidden.into_iter().collect(),
             min_new_tokens,
             max_new_tokens,
             end_ids: end_ids.into_iter().collect(),
-            stop: params.stop.clone(),
+            stop: stop.clone(),
             include_stop: params.include_stop,
             seed: params.seed.unwrap_or(0),
             logprobs: params.logprobs,
@@ -323,7 +298,7 @@ fn bad_words(
     eos_ids: &[u32],
     vocab_size: usize,
     tokenizer: &Tokenizer,
-) -> Result<Vec<Vec<u32>>, SamplingError> {
+) -> Result<BTreeSet<Vec<u32>>, SamplingError> {
     let mut sequences = BTreeSet::new();
     for word in words {
         let wrong = |why: &str| SamplingError::Text { name: "bad_words", text: word.clone(), why: why.to_owned() };
@@ -344,5 +319,5 @@ fn bad_words(
             sequences.insert(ids);
         }
     }
-    Ok(sequences.into_iter().collect())
+    Ok(sequences)
 }

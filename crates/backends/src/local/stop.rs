@@ -110,18 +110,22 @@ pub struct Answer {
     limit: u32,
     tokens: Vec<u32>,
     text: String,
+    /// Bytes of the prompt before the answer.
+    echoed: usize,
 }
 
 impl Answer {
     /// An empty answer. `room` is how many tokens the context still takes; with `max_new_tokens` it gives the limit.
     /// `prompt` is put before the answer if the parameters say `echo`; it is part of [`Self::text`], not of a step's.
     pub fn new(params: Arc<ResolvedSampling>, vocabulary: Arc<Vocabulary>, room: u32, prompt: &str) -> Self {
+        let text = if params.echo { prompt.to_owned() } else { String::new() };
         Self {
             detokenizer: Detokenizer::new(vocabulary),
             checker: StopChecker::new(Arc::clone(&params)),
             limit: params.max_new_tokens.map_or(room, |max| max.min(room)),
             tokens: Vec::new(),
-            text: if params.echo { prompt.to_owned() } else { String::new() },
+            echoed: text.len(),
+            text,
             params,
         }
     }
@@ -158,6 +162,11 @@ impl Answer {
     /// The answer's text so far, with the prompt before it if it was asked for.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// As [`Self::text`], without the prompt.
+    pub fn own_text(&self) -> &str {
+        self.text.get(self.echoed..).unwrap_or_default()
     }
 
     /// The answer's tokens so far.

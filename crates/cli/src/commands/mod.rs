@@ -138,9 +138,16 @@ pub(crate) fn check(args: CheckCommand, messages: &Messages) -> Result<u8, Fault
 
 /// `vgen verify`.
 pub(crate) fn verify(args: VerifyCommand, messages: &Messages) -> Result<u8, Fault> {
-    let VerifyCommand { answers, config, rows, rows_seed, json, flags, model } = args;
-    let config = resolve::resolve(&local_settings(config.as_deref(), flags, model, "vgen verify")?)?;
-    let wanted = verify::Wanted { answers, sample: rows as usize, seed: rows_seed, json };
+    let VerifyCommand { answers, config, sample_seed, json, mut flags, model } = args;
+    let sample = flags.rows.sample.take().unwrap_or(verify::SAMPLE);
+    let mut settings = local_settings(config.as_deref(), flags, model, "vgen verify")?;
+    if settings.get("input", "sample").is_none()
+        && let Some(taken) = verify::taken_sample(&answers)
+    {
+        settings.set("input", "sample", taken, Origin::Command("the run's record"));
+    }
+    let config = resolve::resolve(&settings)?;
+    let wanted = verify::Wanted { answers, sample: sample as usize, seed: sample_seed, json };
     verify::verify(&config, &wanted, &messages.of_run(&config.run))
 }
 

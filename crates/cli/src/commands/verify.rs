@@ -1,10 +1,12 @@
 //! `vgen verify`: a sample of a finished local run, run again.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use vgen_core::{Fault, FinishReason, Row};
 use vgen_dataset::{OutputFormat, OutputLayout, RowSource};
+use vgen_run::record::{RunFolder, RunRecord};
 use vgen_run::{Sampled, Verified};
 use vgen_task::{RowContext, TextGenerationWithImage};
 
@@ -13,12 +15,22 @@ use crate::messages::Messages;
 use crate::table::{BackendTable, Config};
 use crate::{backend, exit};
 
+/// How many rows are run again unless told otherwise.
+pub(crate) const SAMPLE: u64 = 20;
+
 /// What to look at.
 pub(crate) struct Wanted {
     pub(crate) answers: PathBuf,
     pub(crate) sample: usize,
     pub(crate) seed: u64,
     pub(crate) json: bool,
+}
+
+/// How many rows the run took of its input at random, as its record says.
+pub(crate) fn taken_sample(answers: &Path) -> Option<Value> {
+    let record = fs::read(RunFolder::path_of(answers).join("run.json")).ok()?;
+    let record: RunRecord = serde_json::from_slice(&record).ok()?;
+    Some(record.config.get("input.sample")?.value.clone()).filter(Value::is_number)
 }
 
 /// Runs the sample again; says what differs.

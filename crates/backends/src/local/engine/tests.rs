@@ -64,7 +64,7 @@ impl Bench {
         let queue = JobQueue::new(64);
         let (jobs, producer) = (queue.consumer(0), queue.producer());
         let vocabulary = Arc::new(Vocabulary::new(&tokenizer).unwrap());
-        let engine = Engine::new(model, vocabulary, jobs, &options, plan, Arc::default());
+        let engine = Engine::new(model, vocabulary, jobs, &options, plan, Arc::default(), Arc::default());
         Self { engine, producer, images: PreparedImages::new(1 << 30), tokenizer, answered: mpsc::channel() }
     }
 

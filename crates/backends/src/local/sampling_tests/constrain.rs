@@ -47,7 +47,7 @@ fn generate(tokenizer: &Tokenizer, state: ConstraintState, seed: u64, limit: usi
             break;
         }
     }
-    let complete = sampler.constraint_mut().unwrap().check_complete().is_ok();
+    let complete = sampler.constraint_mut().unwrap().is_complete();
     (tokenizer.decode(&ids, true).unwrap(), complete)
 }
 
@@ -157,12 +157,54 @@ fn the_end_is_allowed_exactly_where_the_form_may_end() {
     state.accept(id("c")).unwrap();
     let (end, _, ids) = allowed(&mut state);
     assert!(!end && !state.is_complete());
-    assert_eq!(Fault::from(state.check_complete().unwrap_err()).code, "constraint.incomplete");
+    assert!(!state.is_form_of("ac"));
     assert_eq!(ids, [id("d")]);
     let error = state.clone().accept(id("a")).unwrap_err();
     assert_eq!(Fault::from(error).code, "constraint.stopped");
     state.accept(id("d")).unwrap();
-    assert!(state.is_finished() && state.check_complete().is_ok());
+    assert!(state.is_finished() && state.is_form_of("acd"));
+}
+
+#[test]
+fn a_text_that_was_cut_is_held_to_its_form() {
+    let tokenizer = tiny();
+    let compiler = compiler(&tokenizer);
+    let answer = |constraint: &Constraint, text: &str| {
+        let mut state = compiler.start(constraint).unwrap();
+        tokenizer.encode(text, false).unwrap().get_ids().iter().for_each(|&id| state.accept(id).unwrap());
+        state
+    };
+    let schema =
+        Constraint::JsonSchema(json!({"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}));
+    let mut object = answer(&schema, "{\"a\":1}");
+    assert!(object.is_form_of("{\"a\":1}") && object.is_form_of("{\"a\": 1}"));
+    assert!(!object.is_form_of("{\"a\":1") && !object.is_form_of("{\"a\":1}}") && !object.is_form_of(""));
+    // What is left may be of the form, though the answer as a whole is not, or not yet.
+    let mut pairs = answer(&Constraint::Regex("(ab)+".to_owned()), "aba");
+    assert!(!pairs.is_complete() && !pairs.is_form_of("aba") && pairs.is_form_of("ab"));
+}
+
+#[test]
+fn nobody_waits_while_another_constraint_is_compiled() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let compiler = compiler(&tiny());
+    let quick = Constraint::Choice(vec!["a".to_owned()]);
+    compiler.start(&quick).unwrap();
+    let slow = Constraint::JsonSchema(json!({"enum": (0..20_000).collect::<Vec<u32>>()}));
+    let (begun, compiled) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            begun.store(true, Ordering::Release);
+            compiler.start(&slow).unwrap();
+            compiled.store(true, Ordering::Release);
+        });
+        while !begun.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+        compiler.start(&quick).unwrap();
+        assert!(!compiled.load(Ordering::Acquire), "the slow one was to be compiled yet");
+    });
 }
 
 #[test]
@@ -188,11 +230,25 @@ fn what_means_nothing_is_refused_with_the_place() {
     let schema = |schema| message(Constraint::JsonSchema(schema));
     assert!(schema(json!(5)).ends_with("a schema is an object, true or false"));
     let wrong = schema(json!({"type": "object", "properties": {"age": {"type": "integr"}}}));
-    assert!(wrong.contains("integr"), "{wrong}");
+    assert_eq!(wrong, "json_schema constraint: Invalid type: integr at /properties/age/type");
     let wrong = schema(json!({"type": "object", "properties": {"age": {"$ref": "#/$defs/missing"}}}));
-    assert!(wrong.contains("missing"), "{wrong}");
+    assert!(wrong.contains("missing") && wrong.contains(" at /properties/age"), "{wrong}");
     let wrong = schema(json!({"type": "integer", "minimum": 5, "maximum": 2}));
     assert!(wrong.contains('5') || wrong.contains("minimum"), "{wrong}");
+    // Two mistakes of a kind: the first; names as JSON pointers write them; a schema that another refers to.
+    let twice =
+        json!({"anyOf": [{"type": "null"}, {"type": "array", "items": {"type": "integr"}}, {"type": "integr"}]});
+    assert!(schema(twice).ends_with("Invalid type: integr at /anyOf/1/items/type"));
+    let named = json!({"type": "object", "properties": {"b": {}, "a/b~c": {"type": "string", "pattern": "("}}});
+    let wrong = schema(named);
+    assert!(wrong.ends_with(" at /properties/a~1b~0c/pattern"), "{wrong}");
+    let inner = json!({"type": "object", "required": ["deep"], "properties": {
+        "deep": {"type": "object", "properties": {"n": {"type": "integer", "minimum": 5, "maximum": 2}}, "required": ["n"]}}});
+    let wrong = schema(inner);
+    assert!(wrong.ends_with(" at /properties/deep/properties/n"), "{wrong}");
+    let referred = json!({"$defs": {"n": {"type": "integr"}}, "type": "array", "items": {"$ref": "#/$defs/n"}});
+    let wrong = schema(referred);
+    assert!(wrong.contains(" at /$defs/n"), "{wrong}");
 }
 
 /// Reports what a token costs with a real vocabulary: `VGEN_TOKENIZER` is the path of its `tokenizer.json`.

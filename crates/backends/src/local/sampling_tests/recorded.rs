@@ -3,9 +3,12 @@
 use base64::Engine;
 use serde::Deserialize;
 use serde_json::Value;
+use vgen_core::SamplingParams;
 
 use super::super::processors::{self, History};
 use super::super::warpers::{self, Candidates};
+use super::super::{GenerationDefaults, ResolvedSampling, Sampler};
+use super::byte_level;
 
 #[derive(Deserialize)]
 struct Case {
@@ -104,27 +107,61 @@ fn run(case: &Case, mut compare: impl FnMut(&Stage, Vec<(u32, f32)>)) {
     }
 }
 
+fn cases() -> Vec<Case> {
+    let text = include_str!("../../../../../tests/fixtures/sampling/processors.jsonl");
+    let cases: Vec<Case> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(cases.len(), 200);
+    cases
+}
+
+/// Compares the tokens left with those recorded; returns the largest difference of probabilities.
+fn compare(case: &Case, stage: &Stage, left: &[(u32, f32)]) -> f32 {
+    let place = format!("({}), {}, {}", case.form, stage.name, case.params);
+    let expected = stage.expected();
+    let ids = |tokens: &[(u32, f32)]| tokens.iter().map(|&(id, _)| id).collect::<Vec<_>>();
+    assert_eq!(ids(left), ids(&expected), "kept tokens at {place}");
+    let mut worst = 0f32;
+    for (&(id, ours), &(_, theirs)) in left.iter().zip(&expected) {
+        worst = worst.max((ours - theirs).abs());
+        assert!((ours - theirs).abs() <= 2e-6, "token {id} has {ours}, not {theirs}, at {place}");
+    }
+    worst
+}
+
 #[test]
 fn probabilities_are_those_of_transformers() {
-    let text = include_str!("../../../../../tests/fixtures/sampling/processors.jsonl");
-    let (mut cases, mut worst) = (0, 0f32);
-    for (number, line) in text.lines().enumerate() {
-        let case: Case = serde_json::from_str(line).unwrap();
-        cases += 1;
-        run(&case, |stage, left| {
-            let place = format!("line {} ({}), {}, {}", number + 1, case.form, stage.name, case.params);
-            let expected = stage.expected();
-            let ids = |tokens: &[(u32, f32)]| tokens.iter().map(|&(id, _)| id).collect::<Vec<_>>();
-            assert_eq!(ids(&left), ids(&expected), "kept tokens at {place}");
-            for (&(id, ours), &(_, theirs)) in left.iter().zip(&expected) {
-                worst = worst.max((ours - theirs).abs());
-                assert!((ours - theirs).abs() <= 2e-6, "token {id} has {ours}, not {theirs}, at {place}");
-            }
-        });
+    let mut worst = 0f32;
+    for case in cases() {
+        run(&case, |stage, left| worst = worst.max(compare(&case, stage, &left)));
     }
-    assert_eq!(cases, 200);
     // Far below the limit, so that the limit says something.
     assert!(worst < 1e-6, "largest difference is {worst}");
+}
+
+/// The whole way, from parameters to what a token is drawn from: the steps and their order are the sampler's own.
+#[test]
+fn the_sampler_draws_from_the_probabilities_of_transformers() {
+    let tokenizer = byte_level();
+    let mut candidates = Candidates::new();
+    for case in cases() {
+        let mut params = case.params.clone();
+        let bad_words = params.as_object_mut().unwrap().remove("bad_words").unwrap_or(Value::Array(vec![]));
+        let params: SamplingParams = serde_json::from_value(params).unwrap();
+        let defaults = GenerationDefaults {
+            bad_words_ids: serde_json::from_value(bad_words).unwrap(),
+            ..GenerationDefaults::default()
+        };
+        let mut logits = floats(&case.logits);
+        let resolved = ResolvedSampling::resolve(&params, &defaults, &case.ends, logits.len(), &tokenizer).unwrap();
+        let greedy = resolved.warpers.is_none();
+        let mut sampler = Sampler::new(resolved.into(), &case.prompt, 0, 0);
+        case.answer.iter().for_each(|&id| sampler.push(id));
+        let token = sampler.sample(&mut logits, &mut candidates).unwrap().token;
+        let left: Vec<_> = if greedy { softmax(&logits) } else { candidates.probabilities().collect() };
+        let Some(last) = case.stages.last() else { continue };
+        compare(&case, last, &left);
+        assert!(left.iter().any(|&(id, _)| id == token));
+    }
 }
 
 #[test]

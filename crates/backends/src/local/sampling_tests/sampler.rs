@@ -128,6 +128,23 @@ fn log_probabilities_are_the_models_own() {
 }
 
 #[test]
+fn any_number_of_log_probabilities_comes_in_order() {
+    const MANY: usize = 20_000;
+    // Ascending, the worst for who keeps the best so far; many are equal.
+    let logits: Vec<f32> = (0..MANY).map(|id| (id / 3) as f32 * 1e-3).collect();
+    let mut expected: Vec<u32> = (0..MANY as u32).collect();
+    expected.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
+    for count in [1, 7, 200, MANY] {
+        let params = SamplingParams { logprobs: true, top_logprobs: count as u32, ..SamplingParams::default() };
+        let sampled = Sampler::new(resolved(&params, MANY), &[], 0, 0)
+            .sample(&mut logits.clone(), &mut Candidates::new())
+            .unwrap();
+        let ids: Vec<u32> = sampled.top.iter().map(|&(id, _)| id).collect();
+        assert!(ids == expected[..count], "{count}: {:?}", &ids[..count.min(10)]);
+    }
+}
+
+#[test]
 fn broken_logits_fail_their_row_alone() {
     for params in [sampled(), SamplingParams::default()] {
         let mut sampler = Sampler::new(resolved(&params, VOCAB), &[], 0, 0);

@@ -59,6 +59,56 @@ fn one_end_token_or_several() {
 }
 
 #[test]
+fn what_else_the_model_says_holds_too() {
+    let text = r#"{"bad_words_ids": [[7, 8], [513], [9, 600]], "suppress_tokens": [5], "sequence_bias": [[[3], -1.5]],
+        "stop_strings": "END.", "num_beams": 1, "guidance_scale": null, "no_repeat_ngram_size": 0, "max_length": 20,
+        "forced_eos_token_id": [], "epsilon_cutoff": 0.0, "renormalize_logits": true}"#;
+    let defaults = GenerationDefaults { eos_token_id: vec![513], ..GenerationDefaults::from_json(text).unwrap() };
+    let resolved = |params: &SamplingParams| resolve(params, &defaults).unwrap();
+    let model = resolved(&SamplingParams::default());
+    assert_eq!(model.bad_words, [vec![5], vec![7, 8]]);
+    assert_eq!((model.logit_bias, model.stop), (vec![(3, -1.5)], vec!["END.".to_owned()]));
+    let own = SamplingParams {
+        bad_words: vec!["~".to_owned()],
+        logit_bias: [(4, 1.0)].into(),
+        stop: vec!["END".to_owned()],
+        ..SamplingParams::default()
+    };
+    let own = resolved(&own);
+    assert!(own.bad_words.contains(&vec![5]) && !own.bad_words.contains(&vec![7, 8]), "{:?}", own.bad_words);
+    assert_eq!((own.logit_bias, own.stop), (vec![(4, 1.0)], vec!["END".to_owned()]));
+}
+
+#[test]
+fn what_the_model_says_and_cant_be_honoured_is_refused() {
+    let with = |text: &str, params: &SamplingParams| {
+        let fault = resolve(params, &GenerationDefaults::from_json(text).unwrap()).unwrap_err();
+        assert_eq!(fault.code, "sampling.generation_config");
+        fault
+    };
+    let (none, sampled) = (SamplingParams::default(), SamplingParams { temperature: Some(1.0), ..Default::default() });
+    for (text, key) in [
+        (r#"{"num_beams": 4}"#, "num_beams = 4"),
+        (r#"{"no_repeat_ngram_size": 3}"#, "no_repeat_ngram_size = 3"),
+        (r#"{"begin_suppress_tokens": [220]}"#, "begin_suppress_tokens = [220]"),
+        (r#"{"forced_bos_token_id": 5}"#, "forced_bos_token_id = 5"),
+        (r#"{"guidance_scale": 1.5}"#, "guidance_scale = 1.5"),
+        (r#"{"sequence_bias": [[[1, 2], 0.5]]}"#, "sequence_bias = [[1, 2], 0.5]"),
+    ] {
+        let fault = with(text, &none);
+        let said = format!("the model's generation_config.json has {key}, which can't be honoured");
+        assert_eq!(fault.message, said);
+        assert!(fault.hint.unwrap().contains("take the key out"));
+    }
+    // Nothing of it in greedy answers.
+    let cutoff = r#"{"epsilon_cutoff": 0.0003}"#;
+    assert!(resolve(&none, &GenerationDefaults::from_json(cutoff).unwrap()).is_ok());
+    assert!(with(cutoff, &sampled).message.contains("epsilon_cutoff = 0.0003"));
+    let empty = resolve(&none, &GenerationDefaults::from_json(r#"{"stop_strings": [""]}"#).unwrap()).unwrap_err();
+    assert_eq!((&*empty.code, &*empty.message), ("sampling.text", "stop_strings has \"\": it is empty"));
+}
+
+#[test]
 fn what_cant_be_honoured_is_refused() {
     let with = |change: fn(&mut SamplingParams)| {
         let mut params = SamplingParams::default();

@@ -113,7 +113,7 @@ fn a_finished_form_ends_the_answer() {
 fn the_prompt_can_be_echoed() {
     let mut echo = answer(&SamplingParams { echo: true, ..params(&["prompt"]) }, 100);
     assert_eq!(push(&mut echo, "hi").0, "hi");
-    assert_eq!(echo.text(), "prompt hi");
+    assert_eq!((echo.text(), echo.own_text()), ("prompt hi", "hi"));
 }
 
 /// The text read character by character, by the definition.

@@ -33,7 +33,7 @@ pub(crate) struct RowFlags {
     skip: Option<u64>,
     /// Of the rows left, take a random sample of so many; --seed decides which [default: all].
     #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u64).range(1..))]
-    sample: Option<u64>,
+    pub(crate) sample: Option<u64>,
     /// End after this many rows [default: all].
     #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
