@@ -53,10 +53,8 @@ impl Planned {
         // device that takes it.
         let oldest = devices.iter().min_by_key(|device| device.compute_capability);
         let oldest = oldest.ok_or_else(|| Fault::stop("device.none", "there is no device to compute on"))?;
-        let smallest = LocalOptions {
-            memory: places.iter().filter_map(|place| place.options.memory).min(),
-            ..options.clone()
-        };
+        let smallest =
+            LocalOptions { memory: places.iter().filter_map(|place| place.options.memory).min(), ..options.clone() };
         let least_free = places.iter().filter_map(|place| place.free).min();
         let precision = Precision::choose(&smallest, oldest, &config, &stored, least_free)?;
         let mut all = Vec::with_capacity(devices.len());

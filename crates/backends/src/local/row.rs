@@ -12,9 +12,7 @@ use vgen_task::prepare::EncodedPrompt;
 
 use super::prepared::PreparedImage;
 use super::shortlist::{Asked, Shortlist};
-use super::{
-    Answer, Candidates, ConstraintError, ConstraintState, ResolvedSampling, Sampled, Sampler, Vocabulary,
-};
+use super::{Answer, Candidates, ConstraintError, ConstraintState, ResolvedSampling, Sampled, Sampler, Vocabulary};
 
 /// A row that is ready for the engine.
 pub(crate) struct Job {
