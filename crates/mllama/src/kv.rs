@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::config::TextConfig;
 use crate::error::{Error, Result};
-use crate::pages::{PAGE, PagePool, PagedLayer, Pages, Places, SLACK};
+use crate::pages::{PAGE, PagePool, PagedLayer, Pages, Places};
 
 /// Keys and values of one sequence for the self-attention layers. Its memory is taken for as many tokens as the
 /// sequence may get, and may grow.
@@ -43,15 +43,6 @@ impl SelfKv {
     /// Bytes that a token takes.
     pub fn bytes_per_token(config: &TextConfig, dtype: DType) -> u64 {
         (2 * config.self_layers() * config.num_key_value_heads * config.head_dim * dtype.size_in_bytes()) as u64
-    }
-
-    /// Of so many bytes in pools of pages, those that are left for tokens: a pool has some pages more than are in use, and
-    /// while it grows one of its layers is there twice.
-    pub fn bytes_of_pools(config: &TextConfig, bytes: u64) -> u64 {
-        let pools = [config.self_layers(), config.cross_attention_layers.len()];
-        let layers = pools.into_iter().filter(|layers| *layers > 0).min().unwrap_or(1) as u64;
-        let slack = SLACK as u64;
-        bytes / ((slack + 1) * (layers + 1)) * (slack * layers)
     }
 
     /// Tokens that are in it.

@@ -20,10 +20,6 @@ pub(crate) const PAGE: usize = 32;
 /// Pages that a pool starts with.
 const FIRST_PAGES: usize = 64;
 
-/// A pool that grows gets this part more than it had, so that it grows seldom; what nobody asked for is within the memory
-/// plan.
-pub(crate) const SLACK: usize = 16;
-
 /// Keys and values of a layer, each `[pages, PAGE, kv_heads, d]`.
 pub(crate) type PagedLayer = (Tensor, Tensor);
 
@@ -129,14 +125,14 @@ impl PagePool {
         Ok(ids.into_iter().map(|id| Arc::new(Page { id, pool: Arc::clone(self) })).collect())
     }
 
-    /// Makes room for `count` free pages: by a part of it if there is room for that, else for as many as are wanted, else for
+    /// Makes room for `count` free pages: by a quarter if there is room for it, else for as many as are wanted, else for
     /// what the other pool can spare.
     fn grow(&self, state: &mut State, count: usize) -> Result<()> {
         // One more than is wanted: page 0.
         let least = state.pages + count - state.free.len() + usize::from(state.pages == 0);
         let most =
             self.budget.most.load(Ordering::Relaxed).saturating_sub(self.others_bytes(state)) / self.page_bytes();
-        let usual = least.max(state.pages + state.pages / SLACK).max(FIRST_PAGES).min(most as usize);
+        let usual = least.max(state.pages * 5 / 4).max(FIRST_PAGES).min(most as usize);
         if usual >= least && self.enlarge(state, usual).is_ok() {
             return Ok(());
         }

@@ -55,9 +55,6 @@ pub struct MemoryPlan {
     /// Whether an image has keys and values of all tiles, used or not.
     #[serde(skip)]
     keeps_unused_tiles: bool,
-    /// Of a thousand bytes for rows in a pool of pages, those that hold tokens; 1000 where there is no pool.
-    #[serde(skip)]
-    pooled_per_mille: u64,
     /// What may be used where there is no limit.
     #[serde(skip)]
     usable: Option<u64>,
@@ -77,7 +74,10 @@ impl MemoryPlan {
         let vision = config.vision.as_ref();
         let tokens = options.step_tokens as u64;
         let per_text_token = 6 * text.hidden_size + 3 * text.intermediate_size;
-        let per_vision_token = vision.map_or(0, |v| 8 * v.hidden_size + 2 * v.intermediate_size + 2 * v.output_size());
+        // A layer's results beside the states that are kept; without fused operations more of them are there at a time.
+        let (states, kept) = if precision.portable { (8, 2) } else { (5, 1) };
+        let per_vision_token =
+            vision.map_or(0, |v| states * v.hidden_size + 2 * v.intermediate_size + kept * v.output_size());
         let vision_tokens = vision.map_or(0, |v| (v.max_num_tiles * (v.patches() + 1) * IMAGES_TOGETHER) as u64);
         let patches = vision.map_or(0, |v| v.patches() as u64);
         let max_tiles = vision.map_or(0, |v| v.max_num_tiles as u64);
@@ -116,7 +116,6 @@ impl MemoryPlan {
             memory: options.memory,
             on_gpu: precision.on_gpu,
             keeps_unused_tiles: options.reference != Reference::Meta,
-            pooled_per_mille: if precision.portable { SelfKv::bytes_of_pools(text, 1_000_000) / 1000 } else { 1000 },
             usable: None,
         }
     }
@@ -181,7 +180,7 @@ impl MemoryPlan {
 
     /// Bytes for keys and values of rows; `None` where neither a limit nor what is free is known.
     pub(crate) fn for_rows(&self) -> Option<u64> {
-        let left = |most: u64| self.pooled(most.saturating_sub(self.fixed()));
+        let left = |most: u64| most.saturating_sub(self.fixed());
         match (self.memory, self.usable) {
             (Some(memory), _) => Some(left(memory)),
             // One row is tried in any case.
@@ -239,12 +238,7 @@ impl MemoryPlan {
 
     /// How many rows of `row_bytes` each fit in `memory` at a time; `None` if not even what comes before them does.
     pub fn rows_in(&self, memory: u64, row_bytes: u64) -> Option<u64> {
-        memory.checked_sub(self.fixed()).map(|left| self.pooled(left) / row_bytes.max(1))
-    }
-
-    /// Of bytes for rows, those that hold keys and values of tokens.
-    fn pooled(&self, bytes: u64) -> u64 {
-        bytes / 1000 * self.pooled_per_mille + bytes % 1000 * self.pooled_per_mille / 1000
+        memory.checked_sub(self.fixed()).map(|left| left / row_bytes.max(1))
     }
 
     /// Whether at least one row of moderate size fits the limit, or what is free where no limit was given.
