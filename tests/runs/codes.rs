@@ -39,7 +39,7 @@ const FAMILIES: [&str; 31] = [
     "tokenizer",
 ];
 /// Names of files and tables that look like codes.
-const NO_CODES: [&str; 10] = [
+const NO_CODES: [&str; 11] = [
     "config.json",
     "run.json",
     "run.toml",
@@ -49,6 +49,7 @@ const NO_CODES: [&str; 10] = [
     "output.weight",
     "task.template",
     "input.shard",
+    "input.sample",
     "task.image_position",
 ];
 
