@@ -1,6 +1,9 @@
-//! JPEG, apart from the other formats: this decoder computes what libjpeg-turbo does, hence what Pillow shows, to the
-//! last bit; the one behind the `image` crate upsamples colour otherwise (up to 9 levels off) and hides the inks of
-//! CMYK.
+//! JPEG, apart from the other formats: the decoder behind the `image` crate upsamples colour otherwise than libjpeg
+//! (up to 9 levels off) and hides the inks of CMYK.
+//!
+//! The pixels of [`libjpeg_turbo_rs`] are libjpeg-turbo's, hence Pillow's, to the last bit. It gets inks wrong that are
+//! sampled differently, and refuses colour that is sampled finer than brightness; these rare files are for
+//! [`jpeg_decoder`], which stays within 3 levels.
 
 use image::metadata::Orientation;
 use image::{DynamicImage, GrayImage, RgbImage};
@@ -34,37 +37,60 @@ impl<'a> Jpeg<'a> {
     }
 
     /// The pixels, grey or RGB, and how to turn them upright.
-    pub(super) fn decode(mut self) -> Result<(DynamicImage, Orientation), JpegError> {
+    pub(super) fn decode(self) -> Result<(DynamicImage, Orientation), JpegError> {
         if !is_whole(self.bytes) {
             return Err(JpegError::CorruptData("the file is cut off".to_owned()));
         }
-        let frame = self.decoder.header();
-        if frame.precision != 8 {
-            return Err(JpegError::Unsupported(format!("samples of {} bits", frame.precision)));
+        let precision = self.decoder.header().precision;
+        if precision != 8 {
+            return Err(JpegError::Unsupported(format!("samples of {precision} bits")));
         }
-        let format = match frame.components.len() {
-            1 => PixelFormat::Grayscale,
-            4 => PixelFormat::Cmyk,
-            _ => PixelFormat::Rgb,
-        };
-        self.decoder.set_output_format(format);
         let (width, height) = self.dimensions();
         let orientation =
             self.decoder.exif_orientation().and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms);
-        let samples = self.decoder.decode_image()?.into_vec();
-        let image = match format {
-            PixelFormat::Grayscale => GrayImage::from_raw(width, height, samples).map(DynamicImage::from),
-            PixelFormat::Cmyk => {
-                // As Adobe's programs store them and Pillow always takes them: 255 is no ink.
-                let (samples, _) = samples.as_chunks::<4>();
-                let rgb = samples.iter().flat_map(|&paper| cmyk_to_rgb(paper.map(|white| 255 - white))).collect();
-                RgbImage::from_raw(width, height, rgb).map(DynamicImage::from)
-            }
-            _ => RgbImage::from_raw(width, height, samples).map(DynamicImage::from),
-        };
+        let image = if self.is_rare() { rare(self.bytes, width, height)? } else { self.usual(width, height)? };
         let image = image.ok_or_else(|| JpegError::CorruptData("the decoder gives too few pixels".to_owned()))?;
         Ok((image, orientation))
     }
+
+    /// Whether it has inks, or a colour that is sampled finer than brightness, which comes first.
+    fn is_rare(&self) -> bool {
+        let components = &self.decoder.header().components;
+        let finer = components.iter().any(|component| {
+            component.horizontal_sampling > components[0].horizontal_sampling
+                || component.vertical_sampling > components[0].vertical_sampling
+        });
+        components.len() == 4 || finer
+    }
+
+    fn usual(mut self, width: u32, height: u32) -> Result<Option<DynamicImage>, JpegError> {
+        let is_grey = self.decoder.header().components.len() == 1;
+        self.decoder.set_output_format(if is_grey { PixelFormat::Grayscale } else { PixelFormat::Rgb });
+        let samples = self.decoder.decode_image()?.into_vec();
+        Ok(match is_grey {
+            true => GrayImage::from_raw(width, height, samples).map(DynamicImage::from),
+            false => RgbImage::from_raw(width, height, samples).map(DynamicImage::from),
+        })
+    }
+}
+
+fn rare(bytes: &[u8], width: u32, height: u32) -> Result<Option<DynamicImage>, JpegError> {
+    let mut decoder = jpeg_decoder::Decoder::new(bytes);
+    let corrupt = |error: jpeg_decoder::Error| match error {
+        jpeg_decoder::Error::Unsupported(feature) => JpegError::Unsupported(format!("{feature:?}")),
+        error => JpegError::CorruptData(error.to_string()),
+    };
+    let samples = decoder.decode().map_err(corrupt)?;
+    let rgb = match decoder.info().map(|info| info.pixel_format) {
+        Some(jpeg_decoder::PixelFormat::RGB24) => samples,
+        Some(jpeg_decoder::PixelFormat::CMYK32) => {
+            // Inks as Pillow has them: YCCK is converted, and Adobe's inversion is undone.
+            let (samples, _) = samples.as_chunks::<4>();
+            samples.iter().flat_map(|&inks| cmyk_to_rgb(inks)).collect()
+        }
+        other => return Err(JpegError::Unsupported(format!("{other:?}"))),
+    };
+    Ok(RgbImage::from_raw(width, height, rgb).map(DynamicImage::from))
 }
 
 /// Whether an end marker follows the first scan. The decoder fills what is missing with grey, Pillow refuses it.
