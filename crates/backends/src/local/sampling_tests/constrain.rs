@@ -195,8 +195,9 @@ fn nobody_waits_while_another_constraint_is_compiled() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             begun.store(true, Ordering::Release);
-            compiler.start(&slow).unwrap();
+            let state = compiler.start(&slow);
             compiled.store(true, Ordering::Release);
+            state.unwrap();
         });
         while !begun.load(Ordering::Acquire) {
             std::thread::yield_now();

@@ -96,6 +96,37 @@ fn penalties_follow_the_answer() {
     assert_eq!(choose(least, &[], 4), [8, 8, 8, 7]);
 }
 
+/// By hand, where the other order of two neighbours would give something else.
+#[test]
+fn steps_come_in_their_order() {
+    let logits = [0.50f32, 0.20, 0.12, 0.09, 0.09].map(f32::ln);
+    let mut scratch = Candidates::new();
+    let mut left = |params: SamplingParams| -> Vec<u32> {
+        let mut sampler = Sampler::new(resolved(&params, 5), &[], 0, 0);
+        sampler.sample(&mut logits.clone(), &mut scratch).unwrap();
+        scratch.probabilities().map(|(id, _)| id).collect()
+    };
+    let warm = SamplingParams { temperature: Some(1.0), ..SamplingParams::default() };
+    let top_p = SamplingParams { top_p: Some(0.8), ..warm.clone() };
+    assert_eq!(left(top_p.clone()), [0, 1, 2]);
+    assert_eq!(left(SamplingParams { temperature: Some(2.0), ..top_p.clone() }), [0, 1, 2, 4]);
+    assert_eq!(left(SamplingParams { top_k: Some(3), ..top_p.clone() }), [0, 1]);
+    assert_eq!(left(SamplingParams { min_p: Some(0.2), ..top_p }), [0, 1, 2]);
+    assert_eq!(left(SamplingParams { min_p: Some(0.2), typical_p: Some(0.75), ..warm }), [0, 1]);
+
+    // The logit 1 of a token in prompt and answer.
+    let processed = |params: SamplingParams| {
+        let mut sampler = Sampler::new(resolved(&params, 5), &[3], 0, 0);
+        sampler.push(3);
+        let mut logits = [1.0; 5];
+        sampler.sample(&mut logits, &mut Candidates::new()).unwrap();
+        logits[3]
+    };
+    let repeated = SamplingParams { repetition_penalty: Some(2.0), ..SamplingParams::default() };
+    assert_eq!(processed(SamplingParams { logit_bias: [(3, -2.0)].into(), ..repeated.clone() }), -2.0);
+    assert_eq!(processed(SamplingParams { presence_penalty: Some(2.0), ..repeated }), -1.5);
+}
+
 #[test]
 fn bad_words_are_not_generated() {
     let params = SamplingParams { bad_words: vec!["ab".to_owned(), "x".to_owned()], ..SamplingParams::default() };
