@@ -141,3 +141,31 @@ fn default(text: &str) -> Value {
 fn is_open(value: &Value) -> bool {
     value.as_str().is_some_and(|text| text.starts_with('<') && text.ends_with('>'))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::settings::Origin;
+
+    #[test]
+    fn secrets_tell_only_whether_they_are_the_same() {
+        let recorded = |body: &str| {
+            let mut settings = Settings::default();
+            let mut set = |name: &str, value: Value| settings.set("backend", name, value, Origin::Command("test"));
+            set("kind", json!("inference-endpoints"));
+            set("extra_body", json!({"key": body}));
+            set("base_url", json!(format!("http://h/v1?key={body}")));
+            Recorded::of(&settings)
+        };
+        let (first, again, other) = (recorded("s3cret"), recorded("s3cret"), recorded("s4cret"));
+        assert_eq!(first.fingerprint, again.fingerprint);
+        assert_ne!(first.fingerprint["backend.extra_body"], other.fingerprint["backend.extra_body"]);
+        let values: Vec<String> = first.config.values().map(|setting| setting.value.to_string()).collect();
+        for written in [values.concat(), json!(first.fingerprint).to_string()] {
+            assert!(!written.contains("s3cret"), "{written}");
+        }
+        assert_eq!(first.config["backend.base_url"].value, "http://h/v1?<not recorded>");
+    }
+}
