@@ -141,59 +141,59 @@ const LANES: usize = 48;
 
 impl Pixels<'_> {
     fn resize_height(self, height: usize, filter: Filter) -> Self {
-        if height == self.height {
-            return self;
-        }
-        let stride = 3 * self.width;
-        let taps = taps(self.height, height, filter);
-        let mut data = vec![0; stride * height];
-        Arch::new().dispatch(Rows { out: &mut data, data: &self.data, stride, taps: &taps });
-        Self { width: self.width, height, data: Cow::Owned(data) }
+        let (width, taps) = (self.width, || taps(self.height, height, filter));
+        if height == self.height { self } else { self.pass(Axis::Vertical, &taps(), width, height) }
     }
 
     fn resize_width(self, width: usize, filter: Filter) -> Self {
-        if width == self.width {
-            return self;
-        }
-        let taps = taps(self.width, width, filter);
-        let mut data = vec![0; 3 * width * self.height];
-        Arch::new().dispatch(Columns { out: &mut data, data: &self.data, stride: 3 * self.width, taps: &taps });
-        Self { width, height: self.height, data: Cow::Owned(data) }
+        let (height, taps) = (self.height, || taps(self.width, width, filter));
+        if width == self.width { self } else { self.pass(Axis::Horizontal, &taps(), width, height) }
+    }
+
+    fn pass(&self, axis: Axis, taps: &[Taps], width: usize, height: usize) -> Self {
+        let mut out = vec![0; 3 * width * height];
+        Arch::new().dispatch(Pass { axis, out: &mut out, data: &self.data, stride: 3 * self.width, taps });
+        Self { width, height, data: Cow::Owned(out) }
     }
 }
 
-/// The vertical pass: rows of `data`, of `stride` bytes each, to rows of `out`.
-struct Rows<'a> {
+/// One axis of `data`, whose rows have `stride` bytes, resized into `out`.
+struct Pass<'a> {
+    axis: Axis,
     out: &'a mut [u8],
     data: &'a [u8],
     stride: usize,
     taps: &'a [Taps],
 }
 
-impl NullaryFnOnce for Rows<'_> {
+enum Axis {
+    Vertical,
+    Horizontal,
+}
+
+impl NullaryFnOnce for Pass<'_> {
     type Output = ();
 
+    // Inlined, as all below, since only what stands in the dispatched function is compiled for its instructions.
     #[inline(always)]
     fn call(self) {
+        match self.axis {
+            Axis::Vertical => self.rows(),
+            Axis::Horizontal => self.columns(),
+        }
+    }
+}
+
+impl Pass<'_> {
+    #[inline(always)]
+    fn rows(self) {
         for (line, taps) in self.out.chunks_exact_mut(self.stride).zip(self.taps) {
             weighted_lines(line, &self.data[taps.first * self.stride..], self.stride, &taps.weights);
         }
     }
-}
-
-/// The horizontal pass: columns of `data`, whose rows have `stride` bytes, to columns of `out`.
-struct Columns<'a> {
-    out: &'a mut [u8],
-    data: &'a [u8],
-    stride: usize,
-    taps: &'a [Taps],
-}
-
-impl NullaryFnOnce for Columns<'_> {
-    type Output = ();
 
     #[inline(always)]
-    fn call(self) {
+    fn columns(self) {
         // A block's pixels by column: a line of the kernel is one column of BLOCK rows.
         let mut columns = vec![0; BLOCK * self.stride];
         let mut resized = [0; 3 * BLOCK];
