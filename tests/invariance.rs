@@ -237,7 +237,8 @@ fn answers_do_not_depend_on_neighbours_on_the_portable_path() {
 
 /// Says something without a macro, whose text would be kept back.
 fn say(what: &str) {
-    writeln!(std::io::stderr(), "{what}").unwrap();
+    let mut stderr = std::io::stderr();
+    writeln!(stderr, "{what}").unwrap();
 }
 
 /// What is kept of earlier rows can be dropped, and is then computed again.

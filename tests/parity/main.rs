@@ -33,7 +33,8 @@ fn gpu() -> Option<On> {
         }
     }
     // Not by a macro, whose text would be kept back.
-    writeln!(std::io::stderr(), "skipped: {}", reasons.join("; ")).unwrap();
+    let mut stderr = std::io::stderr();
+    writeln!(stderr, "skipped: {}", reasons.join("; ")).unwrap();
     None
 }
 
