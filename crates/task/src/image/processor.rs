@@ -226,19 +226,25 @@ impl MllamaImageProcessor {
     fn tile(&self, resized: &RgbImage, geometry: Geometry) -> PixelTiles {
         let Geometry { tiles_high, tiles_wide, aspect_ratio_id, height, width } = geometry;
         let side = self.tile_size;
-        let mut values = Vec::with_capacity(tiles_high * tiles_wide * 3 * side * side);
-        for (row, column) in (0..tiles_high).flat_map(|row| (0..tiles_wide).map(move |column| (row, column))) {
-            let left = (column * side).min(width);
-            let right = (left + side).min(width);
-            for (channel, normalised) in self.values.iter().enumerate() {
-                for y in row * side..(row + 1) * side {
-                    let end_of_line = values.len() + side;
-                    if y < height {
-                        let line = &resized.as_raw()[3 * (y * width + left)..3 * (y * width + right)];
-                        let (pixels, _) = line.as_chunks::<3>();
-                        values.extend(pixels.iter().map(|pixel| normalised[usize::from(pixel[channel])]));
-                    }
-                    values.resize(end_of_line, normalised[0]);
+        let mut values = vec![0.0; tiles_high * tiles_wide * 3 * side * side];
+        for (number, tile) in values.chunks_exact_mut(3 * side * side).enumerate() {
+            let (row, column) = (number / tiles_wide, number % tiles_wide);
+            let (left, right) = ((column * side).min(width), ((column + 1) * side).min(width));
+            let (red, rest) = tile.split_at_mut(side * side);
+            let (green, blue) = rest.split_at_mut(side * side);
+            let lines = red.chunks_exact_mut(side).zip(green.chunks_exact_mut(side)).zip(blue.chunks_exact_mut(side));
+            for (y, ((red, green), blue)) in (row * side..).zip(lines) {
+                let bytes = match y < height {
+                    true => &resized.as_raw()[3 * (y * width + left)..3 * (y * width + right)],
+                    false => &[],
+                };
+                let pixels = bytes.as_chunks::<3>().0;
+                let [reds, greens, blues] = &self.values;
+                for (((red, green), blue), &[r, g, b]) in red.iter_mut().zip(&mut *green).zip(&mut *blue).zip(pixels) {
+                    (*red, *green, *blue) = (reds[usize::from(r)], greens[usize::from(g)], blues[usize::from(b)]);
+                }
+                for (line, normalised) in [red, green, blue].into_iter().zip(&self.values) {
+                    line[pixels.len()..].fill(normalised[0]);
                 }
             }
         }
