@@ -1,8 +1,6 @@
 //! Which instruction sets the kernels use on this machine.
 
 use std::str::FromStr;
-#[cfg(target_arch = "x86_64")]
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// A set of instructions, each level containing those before it.
@@ -64,23 +62,10 @@ impl Level {
         Self::Portable
     }
 
-    /// The level in use: the fastest of the machine's, or the limit set with [`limit_level`] where that is lower than the
-    /// machine's highest.
+    /// The level in use: that of the machine, or the limit set with [`limit_level`] where that is lower.
     #[must_use]
     pub fn current() -> Self {
-        match Self::ALL.get(usize::from(LIMIT.load(Ordering::Relaxed))) {
-            Some(&limit) => Self::of_machine().min(limit),
-            None => Self::fastest_of_machine(),
-        }
-    }
-
-    /// The highest level but for Intel's processors, on which dot products of bf16 pairs take longer than the same sums in
-    /// f32 (a Xeon of the fourth generation: 0.6 times the speed).
-    fn fastest_of_machine() -> Self {
-        match Self::of_machine() {
-            Self::Avx512Bf16 if is_intel() => Self::Avx512Vnni,
-            level => level,
-        }
+        Self::of_machine().min(Self::from_u8(LIMIT.load(Ordering::Relaxed)))
     }
 
     /// The levels that can run here, lowest first.
@@ -88,26 +73,13 @@ impl Level {
     pub fn available() -> Vec<Self> {
         Self::ALL.into_iter().filter(|level| *level <= Self::of_machine()).collect()
     }
-}
 
-/// Whether the processor is Intel's.
-fn is_intel() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        static IS_INTEL: LazyLock<bool> = LazyLock::new(|| {
-            let vendor = std::arch::x86_64::__cpuid(0);
-            [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
-        });
-        *IS_INTEL
+    fn from_u8(value: u8) -> Self {
+        Self::ALL.get(usize::from(value)).copied().unwrap_or(Self::Avx512Bf16)
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    false
 }
 
-/// No limit.
-const UNLIMITED: u8 = u8::MAX;
-
-static LIMIT: AtomicU8 = AtomicU8::new(UNLIMITED);
+static LIMIT: AtomicU8 = AtomicU8::new(Level::Avx512Bf16 as u8);
 
 /// Uses no instructions above `level` from now on, to compare levels or to get another machine's bits.
 ///
