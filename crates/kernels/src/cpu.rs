@@ -17,6 +17,8 @@ pub enum Level {
     Avx512Vnni,
     /// AVX-512 with VNNI and BF16 (dot products of bf16 pairs).
     Avx512Bf16,
+    /// All that and AMX (products of whole tiles of bf16).
+    Amx,
 }
 
 impl FromStr for Level {
@@ -29,8 +31,9 @@ impl FromStr for Level {
             "avx512" => Self::Avx512,
             "avx512vnni" => Self::Avx512Vnni,
             "avx512bf16" => Self::Avx512Bf16,
+            "amx" => Self::Amx,
             _ => {
-                let names = "portable, avx2, avx512, avx512vnni and avx512bf16 are";
+                let names = "portable, avx2, avx512, avx512vnni, avx512bf16 and amx are";
                 return Err(format!("{text:?} is no set of instructions: {names}"));
             }
         })
@@ -39,7 +42,8 @@ impl FromStr for Level {
 
 impl Level {
     /// All levels, lowest first.
-    pub const ALL: [Self; 5] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16];
+    pub const ALL: [Self; 6] =
+        [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16, Self::Amx];
 
     /// The highest level that this machine has.
     #[must_use]
@@ -56,7 +60,10 @@ impl Level {
             if !has!("avx512vnni") {
                 return Self::Avx512;
             }
-            if has!("avx512bf16") { Self::Avx512Bf16 } else { Self::Avx512Vnni }
+            if !has!("avx512bf16") {
+                return Self::Avx512Vnni;
+            }
+            if crate::x86::amx::available() { Self::Amx } else { Self::Avx512Bf16 }
         }
         #[cfg(not(target_arch = "x86_64"))]
         Self::Portable
@@ -75,11 +82,11 @@ impl Level {
     }
 
     fn from_u8(value: u8) -> Self {
-        Self::ALL.get(usize::from(value)).copied().unwrap_or(Self::Avx512Bf16)
+        Self::ALL.get(usize::from(value)).copied().unwrap_or(Self::Amx)
     }
 }
 
-static LIMIT: AtomicU8 = AtomicU8::new(Level::Avx512Bf16 as u8);
+static LIMIT: AtomicU8 = AtomicU8::new(Level::Amx as u8);
 
 /// Uses no instructions above `level` from now on, to compare levels or to get another machine's bits.
 ///

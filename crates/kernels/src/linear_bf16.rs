@@ -3,20 +3,31 @@
 //! Two ways to treat the activations, fixed for a matrix so that a row's bits don't depend on how many rows there are:
 //!
 //! * **rounded** to bf16 (to nearest, ties to even), as frameworks do that compute in bf16; products of pairs are
-//!   summed in f32 by AVX512-BF16 where there is one. That instruction treats subnormal numbers as zero.
+//!   summed in f32 by AVX512-BF16 or AMX where there is one. Their instructions treat subnormal numbers as zero.
 //! * **kept** in f32, weights widened: bit-equal to [`crate::Format::F32`] with the same weights at the same level.
 //!
-//! Panels are `[k / 2][32][2]`, so that both ways read one 32-bit word per output and pair of k.
+//! Panels are `[k / 2][32][2]`, so that all ways read one 32-bit word per output and pair of k. AMX takes k in whole
+//! steps: what is missing is zero.
 #![allow(unsafe_code)] // tiles are written through pointers
 
 use crate::cpu::Level;
 use crate::linear_f32::{K_BLOCK, interleave, tile_portable};
 use crate::multiversion::by_level;
 use crate::panels::Panels;
-use crate::product::{Kernel, PANEL};
+use crate::product::{CACHED_BLOCK_BYTES, Kernel, PANEL};
 
 /// k of one block of bf16 pairs: a panel's block is 32 KiB, as with f32.
 const K_BLOCK_PAIRS: usize = 512;
+
+/// k of one block where AMX multiplies: its steps take so little time that sums have to stay in registers for longer.
+/// Sums go on from what is there, so it changes no bit.
+const K_BLOCK_TILES: usize = 2560;
+
+/// k of one step of AMX's tiles.
+pub(crate) const TILE_K: usize = 32;
+
+/// Rows of a tile, and its columns of 32 bits.
+pub(crate) const TILE_ROWS: usize = 16;
 
 /// Multiplies packed rows by `pairs` pairs of a panel: `(packed rows, panel, pairs, tile, stride, set or
 /// add, weights to ask for)`.
@@ -40,7 +51,8 @@ impl Bf16 {
         level: Level,
         row: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) -> Self {
-        let len = size.1.div_ceil(2) * PANEL * 2;
+        let step = if rounded && level >= Level::Amx { TILE_K } else { 2 };
+        let len = size.1.next_multiple_of(step) * PANEL;
         let panels = Panels::pack(size, level, len, row, |values, j, panel: &mut [u16]| {
             for (at, pair) in panel[2 * j..].chunks_mut(PANEL * 2).zip(values.chunks(2)) {
                 for (at, value) in at.iter_mut().zip(pair) {
@@ -55,14 +67,33 @@ impl Bf16 {
         self.panels.k_in.div_ceil(2)
     }
 
-    /// Whether rows are packed as bf16 pairs for the instruction that takes them.
-    fn by_pairs(&self) -> bool {
-        self.rounded && self.panels.level >= Level::Avx512Bf16
+    fn way(&self) -> Way {
+        match self.panels.level {
+            _ if !self.rounded => Way::Floats,
+            Level::Amx => Way::Tiles,
+            Level::Avx512Bf16 => Way::Pairs,
+            _ => Way::Floats,
+        }
     }
 
     fn k_block(&self) -> usize {
-        if self.by_pairs() { K_BLOCK_PAIRS } else { K_BLOCK }
+        match self.way() {
+            Way::Floats => K_BLOCK,
+            Way::Pairs => K_BLOCK_PAIRS,
+            Way::Tiles => K_BLOCK_TILES,
+        }
     }
+}
+
+/// How rows are packed and multiplied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// As f32.
+    Floats,
+    /// As bf16 `[k / 2][rows][2]`, pairs at a time.
+    Pairs,
+    /// As bf16 `[k / 32][rows][32]`, tiles at a time.
+    Tiles,
 }
 
 impl Kernel for Bf16 {
@@ -71,7 +102,27 @@ impl Kernel for Bf16 {
     }
 
     fn max_rows(&self) -> usize {
-        if self.panels.level >= Level::Avx512 { 12 } else { 6 }
+        match self.way() {
+            Way::Tiles => 2 * TILE_ROWS,
+            _ if self.panels.level >= Level::Avx512 => 12,
+            _ => 6,
+        }
+    }
+
+    fn row_unit(&self) -> usize {
+        if self.way() == Way::Tiles { TILE_ROWS } else { 1 }
+    }
+
+    fn slack_bytes(&self) -> usize {
+        if self.way() == Way::Tiles { TILE_ROWS * TILE_K * size_of::<u16>() } else { 0 }
+    }
+
+    fn cached_block_bytes(&self) -> usize {
+        if self.way() == Way::Tiles { 2 * CACHED_BLOCK_BYTES } else { CACHED_BLOCK_BYTES }
+    }
+
+    fn by_tiles(&self) -> bool {
+        self.way() == Way::Tiles
     }
 
     fn k_blocks(&self) -> usize {
@@ -83,16 +134,26 @@ impl Kernel for Bf16 {
     }
 
     fn row_bytes(&self) -> usize {
-        self.pairs() * if self.by_pairs() { 4 } else { 8 }
+        match self.way() {
+            Way::Floats => self.pairs() * 8,
+            Way::Pairs => self.pairs() * 4,
+            Way::Tiles => self.panels.k_in.next_multiple_of(TILE_K) * 2,
+        }
     }
 
     fn macs_per_ns(&self) -> usize {
-        if self.by_pairs() { 80 } else { 40 }
+        match self.way() {
+            Way::Floats => 40,
+            Way::Pairs => 80,
+            Way::Tiles => 600,
+        }
     }
 
     fn pack_rows(&self, x: &[f32], rows: usize, packed: &mut [u8]) {
-        if self.by_pairs() {
-            return pack_pairs(self.panels.level, x, rows, self.panels.k_in, packed);
+        match self.way() {
+            Way::Floats => {}
+            Way::Pairs => return pack_pairs(self.panels.level, x, rows, self.panels.k_in, packed),
+            Way::Tiles => return pack_tiles(self.panels.level, x, rows, self.panels.k_in, packed),
         }
         let tail = rows * self.panels.k_in * 4;
         interleave(x, rows, self.panels.k_in, packed);
@@ -121,7 +182,10 @@ impl Kernel for Bf16 {
             let w = self.weights(panel, block).cast::<u32>();
             #[cfg(target_arch = "x86_64")]
             {
-                if self.by_pairs() {
+                if self.way() == Way::Tiles {
+                    return by_tiles(packed, rows, (from, pairs), w, tile, stride, ahead);
+                }
+                if self.way() == Way::Pairs {
                     let a = packed.cast::<u32>().add(from * rows);
                     return crate::x86::avx512::TILES_BF16[rows - 1](a, w, pairs, tile, stride, block == 0, ahead);
                 }
@@ -146,6 +210,53 @@ impl Kernel for Bf16 {
                 }
             }
             tile_portable(a, wide.as_ptr(), rows, 2 * pairs, tile, stride, block == 0);
+        }
+    }
+}
+
+/// [`Kernel::tile`] for `(first pair, pairs)` of packed rows and a panel's block.
+///
+/// # Safety
+/// As there, with [`crate::x86::amx::Tiles`] set up.
+#[cfg(target_arch = "x86_64")]
+unsafe fn by_tiles(
+    packed: *const u8,
+    rows: usize,
+    (from, pairs): (usize, usize),
+    w: *const u32,
+    tile: *mut f32,
+    stride: usize,
+    ahead: *const u8,
+) {
+    use crate::x86::amx::{Operands, multiply_16, multiply_32};
+    const ROW: usize = TILE_K * size_of::<u16>();
+    let multiply = if rows > TILE_ROWS { multiply_32 } else { multiply_16 };
+    let first = from == 0;
+    // SAFETY: by the contract of this function; the packed rows and the panel are filled up to whole steps, and behind
+    // the rows is as much as a tile may read too far.
+    unsafe {
+        let operands = Operands {
+            a: packed.add(from / (TILE_K / 2) * rows * ROW),
+            a_row: ROW,
+            a_step: rows * ROW,
+            b: w.cast(),
+            b_row: PANEL * 4,
+            b_step: PANEL * 4 * TILE_K / 2,
+            steps: (2 * pairs).div_ceil(TILE_K),
+        };
+        if rows.is_multiple_of(TILE_ROWS) {
+            return multiply(operands, tile, stride * 4, first, ahead);
+        }
+        // Rows that are not there are computed as well, but not kept.
+        let mut all = [0.0; 2 * TILE_ROWS * PANEL];
+        if !first {
+            for r in 0..rows {
+                std::ptr::copy_nonoverlapping(tile.add(r * stride), all[r * PANEL..].as_mut_ptr(), PANEL);
+            }
+        }
+        multiply(operands, all.as_mut_ptr(), PANEL * 4, first, ahead);
+        for r in 0..rows {
+            std::ptr::copy_nonoverlapping(all[r * PANEL..].as_ptr(), tile.add(r * stride), PANEL);
         }
     }
 }
@@ -182,6 +293,33 @@ fn pack_pairs_body<const FUSED: bool>(x: &[f32], rows: usize, k: usize, packed: 
             for (at, pair) in dst.zip(bits.chunks_exact(2)).take(run.len().div_ceil(2)) {
                 at[..4].copy_from_slice(&(pair[0] | pair[1] << 16).to_ne_bytes());
             }
+        }
+    }
+}
+
+by_level! {
+    /// `[rows, k]` to bf16 `[k / 32][rows][32]`, filled up with zeros.
+    pub(crate) fn pack_tiles(x: &[f32], rows: usize, k: usize, packed: &mut [u8]) = pack_tiles_body
+}
+
+#[inline(always)]
+fn pack_tiles_body<const FUSED: bool>(x: &[f32], rows: usize, k: usize, packed: &mut [u8]) {
+    const ROW: usize = TILE_K * size_of::<u16>();
+    let put = |values: &[f32; TILE_K], to: &mut [u8]| {
+        for (to, value) in to.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+            *to = (round(value.to_bits()) as u16).to_ne_bytes();
+        }
+    };
+    for (i, row) in x.chunks_exact(k).enumerate() {
+        let (whole, rest) = row.as_chunks::<TILE_K>();
+        let mut places = packed[i * ROW..].chunks_mut(rows * ROW);
+        for (values, to) in whole.iter().zip(&mut places) {
+            put(values, &mut to[..ROW]);
+        }
+        if let (false, Some(to)) = (rest.is_empty(), places.next()) {
+            let mut values = [0.0; TILE_K];
+            values[..rest.len()].copy_from_slice(rest);
+            put(&values, &mut to[..ROW]);
         }
     }
 }

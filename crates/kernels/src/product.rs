@@ -25,7 +25,7 @@ pub(crate) const PANEL: usize = 32;
 const ROWS_AT_ONCE: usize = 768;
 
 /// Bytes of one k-block of packed rows that should stay in the second-level cache while panels pass by.
-const CACHED_BLOCK_BYTES: usize = 256 * 1024;
+pub(crate) const CACHED_BLOCK_BYTES: usize = 256 * 1024;
 
 /// Bytes of whole packed rows up to which they stay in that cache, so that outputs are finished panel by panel.
 const CACHED_ROWS_BYTES: usize = 640 * 1024;
@@ -35,7 +35,7 @@ const CACHED_ROWS_BYTES: usize = 640 * 1024;
 const AHEAD: usize = 4096;
 
 /// The most rows that any kernel takes at once.
-pub(crate) const MAX_TILE_ROWS: usize = 12;
+pub(crate) const MAX_TILE_ROWS: usize = 32;
 
 /// Consecutive rows that a kernel computes together.
 #[derive(Clone, Copy)]
@@ -52,6 +52,10 @@ pub(crate) trait Kernel: Sync {
     fn panels(&self) -> &Panels;
     /// Largest row block.
     fn max_rows(&self) -> usize;
+    /// Rows that cost no more than one: row blocks are multiples of it, but for the last.
+    fn row_unit(&self) -> usize {
+        1
+    }
     /// Number of k-blocks.
     fn k_blocks(&self) -> usize;
     /// Bytes of one packed row. Must be a multiple of 4.
@@ -60,6 +64,21 @@ pub(crate) trait Kernel: Sync {
     fn block_at(&self, block: usize) -> usize;
     /// Rough multiply-adds per nanosecond and thread, for deciding on threads.
     fn macs_per_ns(&self) -> usize;
+
+    /// Bytes that a tile may read behind the last packed row, whatever they are.
+    fn slack_bytes(&self) -> usize {
+        0
+    }
+
+    /// Bytes of one k-block of packed rows that should stay in the second-level cache.
+    fn cached_block_bytes(&self) -> usize {
+        CACHED_BLOCK_BYTES
+    }
+
+    /// Whether [`Kernel::tile`] needs AMX's registers set up.
+    fn by_tiles(&self) -> bool {
+        false
+    }
 
     /// Brings `rows` rows of `x` (`[rows, k_in]`) into the kernel's layout at `packed` (`rows * row_bytes()` bytes).
     fn pack_rows(&self, x: &[f32], rows: usize, packed: &mut [u8]);
@@ -75,7 +94,8 @@ pub(crate) trait Kernel: Sync {
     ///
     /// # Safety
     /// `packed` points at the row block's packed rows (aligned to 4), `tile` at a writable tile, `place` (panel and k-block)
-    /// is in range, `rows` is 1 to `max_rows()`, and the machine has the kernel's instructions.
+    /// is in range, `rows` is 1 to `max_rows()`, and the machine has the kernel's instructions (and this thread its tile
+    /// registers, if `by_tiles()`).
     unsafe fn tile(
         &self,
         packed: *const u8,
@@ -105,14 +125,15 @@ pub(crate) struct Part<'a, K> {
     pub(crate) epilogue: Epilogue<'a>,
 }
 
-/// Cuts `rows` rows into blocks of nearly equal size, none above `max`.
-pub(crate) fn row_blocks(rows: usize, max: usize) -> Vec<RowBlock> {
-    let count = rows.div_ceil(max);
+/// Cuts `rows` rows into blocks of nearly equal size, none above `max`, all but the last a multiple of `unit` (of which
+/// `max` is one).
+pub(crate) fn row_blocks(rows: usize, max: usize, unit: usize) -> Vec<RowBlock> {
+    let (units, count) = (rows.div_ceil(unit), rows.div_ceil(max));
     let mut start = 0;
     (0..count)
         .map(|i| {
-            let size = rows / count + usize::from(i < rows % count);
-            let block = RowBlock { start, rows: size };
+            let size = unit * (units / count + usize::from(i < units % count));
+            let block = RowBlock { start, rows: size.min(rows - start) };
             start += size;
             block
         })
@@ -123,7 +144,8 @@ pub(crate) fn row_blocks(rows: usize, max: usize) -> Vec<RowBlock> {
 pub(crate) fn run<K: Kernel>(input: Input<'_>, parts: &mut [Part<'_, K>]) {
     let Some(kernel) = parts.first().map(|part| part.kernel) else { return };
     let k = kernel.panels().k_in;
-    aligned::with_scratch(input.rows.min(ROWS_AT_ONCE) * kernel.row_bytes(), |scratch| {
+    let bytes = input.rows.min(ROWS_AT_ONCE) * kernel.row_bytes() + kernel.slack_bytes();
+    aligned::with_scratch(bytes, |scratch| {
         for first in (0..input.rows).step_by(ROWS_AT_ONCE) {
             let rows = ROWS_AT_ONCE.min(input.rows - first);
             let mut panels = 0;
@@ -166,7 +188,7 @@ fn run_rows<K: Kernel>(input: Input<'_>, places: &[Place<'_, K>], panels: usize,
     let threads = threads::for_work(cost);
 
     // Pack: every row block is written by one task.
-    let blocks = row_blocks(m, kernel.max_rows());
+    let blocks = row_blocks(m, kernel.max_rows(), kernel.row_unit());
     let packed = Shared(scratch.as_mut_slice::<u8>().as_mut_ptr());
     let pack_threads = threads.min(threads::for_work(m * k));
     threads::run(pack_threads, blocks.len(), |i| {
@@ -186,7 +208,7 @@ fn run_rows<K: Kernel>(input: Input<'_>, places: &[Place<'_, K>], panels: usize,
 
     // Cut into tasks: groups of row blocks that fit the cache, and as many ranges of panels as keep all threads busy.
     let block_bytes = kernel.max_rows() * row_bytes.div_ceil(kernel.k_blocks());
-    let group = (CACHED_BLOCK_BYTES / block_bytes.max(1)).clamp(1, blocks.len());
+    let group = (kernel.cached_block_bytes() / block_bytes.max(1)).clamp(1, blocks.len());
     let group = blocks.len().div_ceil(blocks.len().div_ceil(group));
     let groups = blocks.len().div_ceil(group);
     let ranges = if threads == 1 { 1 } else { (6 * threads).div_ceil(groups).min(panels) };
@@ -195,6 +217,9 @@ fn run_rows<K: Kernel>(input: Input<'_>, places: &[Place<'_, K>], panels: usize,
 
     threads::run(threads, groups * ranges, |task| {
         let (g, c) = (task / ranges, task % ranges);
+        // SAFETY: weights that are packed for AMX are on a machine that has it.
+        #[cfg(target_arch = "x86_64")]
+        let _tiles = kernel.by_tiles().then(|| unsafe { crate::x86::amx::Tiles::set_up() });
         let blocks = &blocks[g * group..blocks.len().min((g + 1) * group)];
         let panels = c * columns..panels.min((c + 1) * columns);
         let whole_rows_cached = blocks.iter().map(|b| b.rows * row_bytes).sum::<usize>() <= CACHED_ROWS_BYTES;
@@ -224,7 +249,7 @@ fn run_rows<K: Kernel>(input: Input<'_>, places: &[Place<'_, K>], panels: usize,
                 } else {
                     next.kernel.weights(next_panel, next_block)
                 };
-                // SAFETY: rows, panel and block are in range by construction; the tile of this row block and panel
+                // SAFETY: rows, panel and block are in range by construction, tile registers are set up; the tile of this row block and panel
                 // belongs to this task alone; packed rows were written before and are only read now.
                 unsafe { tile(place, packed.get(), *rows, (panel, block), ahead, level) };
             }
@@ -279,7 +304,7 @@ mod tests {
     #[test]
     fn row_blocks_cover_all_rows_evenly() {
         for rows in 1..100 {
-            let blocks = row_blocks(rows, 12);
+            let blocks = row_blocks(rows, 12, 1);
             let mut next = 0;
             for block in &blocks {
                 assert_eq!(block.start, next);
@@ -289,6 +314,20 @@ mod tests {
             assert_eq!(next, rows);
             let sizes: Vec<_> = blocks.iter().map(|b| b.rows).collect();
             assert!(sizes.iter().max().unwrap_or(&0) - sizes.iter().min().unwrap_or(&0) <= 1);
+        }
+    }
+    #[test]
+    fn row_blocks_are_whole_units_but_for_the_last() {
+        for rows in 1..200 {
+            let blocks = row_blocks(rows, 32, 16);
+            let mut next = 0;
+            for (i, block) in blocks.iter().enumerate() {
+                assert_eq!(block.start, next);
+                assert!(block.rows >= 1 && block.rows <= 32);
+                assert!(block.rows % 16 == 0 || i + 1 == blocks.len(), "{rows}: {}", block.rows);
+                next += block.rows;
+            }
+            assert_eq!(next, rows);
         }
     }
 }

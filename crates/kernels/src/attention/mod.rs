@@ -66,9 +66,14 @@ impl Heads {
         Self { inside, ..self }
     }
 
-    /// Whether products take bf16 pairs at this level.
-    fn by_pairs(&self, level: crate::cpu::Level) -> bool {
-        self.inside == Inside::Bf16 && level >= crate::cpu::Level::Avx512Bf16
+    /// What the products of a level take.
+    fn words(&self, level: crate::cpu::Level) -> pack::Words {
+        use crate::cpu::Level;
+        match (self.inside, level) {
+            (Inside::Bf16, Level::Amx) => pack::Words::Tiles,
+            (Inside::Bf16, Level::Avx512Bf16) => pack::Words::Pairs,
+            _ => pack::Words::Floats,
+        }
     }
 
     fn check(&self) -> crate::Result<()> {

@@ -1,41 +1,56 @@
 //! Keys and values of a block in the layout of the tiles.
 //!
-//! Keys become panels `[d][PANEL]` and values rows filled up to whole vectors, as f32; or, where products take bf16
-//! pairs, panels `[d / 2][PANEL]` and rows of every two keys, as words of two bf16. What is missing is zero.
+//! Keys become panels `[d][PANEL]` and values rows filled up to whole vectors, as f32; or, where products take bf16,
+//! panels `[d / 2][PANEL]` and rows of every two keys, as words of two bf16. What is missing is zero; for tiles, d and
+//! the keys are filled up to whole ones.
 #![allow(unsafe_code)] // words of either kind in one scratch space
 
 use super::BLOCK;
 use super::tile::LANES;
 use crate::cpu::Level;
 use crate::linear::Element;
-use crate::linear_bf16::round;
+use crate::linear_bf16::{TILE_K, round};
 use crate::multiversion::by_level;
 use crate::product::PANEL;
+
+/// What the products take.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Words {
+    /// f32.
+    Floats,
+    /// Two bf16 at a time.
+    Pairs,
+    /// Tiles of bf16.
+    Tiles,
+}
 
 /// How a block is packed.
 #[derive(Clone, Copy)]
 pub(super) struct Packing {
     /// Length of a head's vectors.
     pub(super) d: usize,
-    /// As bf16 pairs.
-    pub(super) pairs: bool,
+    pub(super) words: Words,
 }
 
 impl Packing {
     /// Length of a packed row of values.
     pub(super) fn width(self) -> usize {
-        self.d.next_multiple_of(LANES)
+        self.d.next_multiple_of(if self.words == Words::Tiles { PANEL } else { LANES })
     }
 
     /// Words of one key or query.
     pub(super) fn depth(self) -> usize {
-        if self.pairs { self.d.div_ceil(2) } else { self.d }
+        match self.words {
+            Words::Floats => self.d,
+            Words::Pairs => self.d.div_ceil(2),
+            Words::Tiles => self.d.next_multiple_of(TILE_K) / 2,
+        }
     }
 
     /// Words of a packed block of keys, and of one of values.
     pub(super) fn sizes(self) -> (usize, usize) {
         let values = BLOCK * self.width();
-        (BLOCK * self.depth(), if self.pairs { values / 2 } else { values })
+        (BLOCK * self.depth(), if self.words == Words::Floats { values } else { values / 2 })
     }
 
     /// Packs `keys` rows that start `stride` apart.
@@ -58,7 +73,7 @@ impl Packing {
             }
             for j in 0..here {
                 widen(&k[(p * PANEL + j) * stride..][..d], &mut row);
-                if self.pairs {
+                if self.words != Words::Floats {
                     let (row, words) = row.split_at_mut(width);
                     let words = &mut as_words(words)[..depth];
                     round_pairs(level, &row[..2 * depth], words);
@@ -72,7 +87,7 @@ impl Packing {
                 }
             }
         }
-        if self.pairs {
+        if self.words != Words::Floats {
             row.fill(0.0);
             let (first, second) = row.split_at_mut(width);
             for (j, to) in v_block.chunks_exact_mut(width).take(keys.div_ceil(2)).enumerate() {
@@ -83,6 +98,10 @@ impl Packing {
                     second.fill(0.0);
                 }
                 round_two(level, first, second, as_words(to));
+            }
+            if self.words == Words::Tiles {
+                let filled = keys.next_multiple_of(TILE_K) / 2;
+                v_block[keys.div_ceil(2) * width..filled * width].fill(0.0);
             }
         } else {
             for (j, to) in v_block.chunks_exact_mut(width).take(keys).enumerate() {

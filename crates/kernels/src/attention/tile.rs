@@ -1,12 +1,13 @@
 //! One pass: some query rows of one key head over all their keys.
 #![allow(unsafe_code)] // tiles are computed through pointers, results written by several threads
 
-use super::pack::{Packing, as_words, round_pairs};
+use super::pack::{Packing, Words, as_words, round_pairs};
 use super::{BLOCK, Heads};
 use crate::aligned;
 use crate::cpu::Level;
 use crate::exp::{LOG2_E, exp2};
 use crate::linear::Element;
+use crate::linear_bf16::{TILE_K, TILE_ROWS};
 #[cfg(target_arch = "x86_64")]
 use crate::linear_f32::TileF32;
 use crate::linear_f32::tile_portable;
@@ -14,8 +15,8 @@ use crate::multiversion::by_level;
 use crate::product::{PANEL, RowBlock, row_blocks};
 use crate::threads::Shared;
 
-/// Query rows of one pass over keys that were packed before: a multiple of the rows that the tiles take.
-pub(super) const ROWS: usize = 120;
+/// Query rows of one pass over keys that were packed before: a multiple of the rows that the products take.
+pub(super) const ROWS: usize = 96;
 
 /// Query rows of one pass that packs its keys itself: enough to pay for it, few enough for the second-level cache.
 pub(super) const ROWS_AND_PACK: usize = 480;
@@ -67,9 +68,15 @@ pub(super) unsafe fn attend<T: Element, R: Rows>(
     out: Shared<f32>,
 ) {
     let d = heads.dim;
-    let packing = Packing { d, pairs: heads.by_pairs(level) };
+    let packing = Packing { d, words: heads.words(level) };
     let (depth, width, (k_size, v_size)) = (packing.depth(), packing.width(), packing.sizes());
-    let sizes = [count * depth, k_size, v_size, count * BLOCK, count * BLOCK / 2, count * width, count, count, count];
+    let tiles = packing.words == Words::Tiles;
+    // Tiles are computed whole: rows up to the next one are there, of any content.
+    let all = if tiles { count.next_multiple_of(TILE_ROWS) } else { count };
+    let sizes = [all * depth, k_size, v_size, all * BLOCK, all * BLOCK / 2, all * width, count, count, count];
+    // SAFETY: words are for tiles only at a level that the machine has.
+    #[cfg(target_arch = "x86_64")]
+    let _tiles = tiles.then(|| unsafe { crate::x86::amx::Tiles::set_up() });
     let room: usize = sizes.iter().map(|s| s.next_multiple_of(16)).sum();
     aligned::with_scratch(room * size_of::<f32>(), |scratch| {
         let mut rest = scratch.as_mut_slice::<f32>();
@@ -78,8 +85,10 @@ pub(super) unsafe fn attend<T: Element, R: Rows>(
             rest = tail;
             &mut part[..size]
         });
-        let max_rows = if level >= Level::Avx512 { 12 } else { 6 };
-        let blocks = row_blocks(count, max_rows);
+        let blocks = match packing.words {
+            Words::Tiles => row_blocks(count, 2 * TILE_ROWS, TILE_ROWS),
+            _ => row_blocks(count, if level >= Level::Avx512 { 12 } else { 6 }, 1),
+        };
         pack_queries(level, heads, packing, q, rows, &blocks, queries);
         sums.fill(0.0);
         maxima.fill(f32::NEG_INFINITY);
@@ -106,21 +115,27 @@ pub(super) unsafe fn attend<T: Element, R: Rows>(
                     for panel in 0..keys.div_ceil(PANEL) {
                         // SAFETY: the parts were sized above for these counts; the level is the machine's at most.
                         unsafe {
-                            let a = queries.as_ptr().add(block.start * depth);
+                            let a = queries.as_ptr().add(block.start * if tiles { TILE_K / 2 } else { depth });
                             let w = k_block.as_ptr().add(panel * depth * PANEL);
                             let tile = scores.as_mut_ptr().add(block.start * BLOCK + panel * PANEL);
-                            score_tile(level, packing, a, w, block.rows, tile);
+                            score_tile(level, packing, (a, all), w, block.rows, tile);
                         }
                     }
                 }
-                adjust(level, scores, before + first, keys, rows);
+                adjust(level, &mut scores[..count * BLOCK], before + first, keys, rows);
                 // SAFETY: as above.
                 unsafe {
                     #[cfg(target_arch = "x86_64")]
-                    if packing.pairs {
-                        use crate::x86::attention::{softmax_step_bf16, values_bf16};
+                    if packing.words != Words::Floats {
+                        use crate::x86::attention::{scale_rows, softmax_step_bf16, values_bf16};
                         let (s, p, f) = (scores.as_ptr(), weights.as_mut_ptr().cast(), factors.as_mut_ptr());
                         softmax_step_bf16(s, p, maxima.as_mut_ptr(), totals.as_mut_ptr(), f, count);
+                        if tiles {
+                            scale_rows(&mut sums[..count * width], factors);
+                            let (p, v) = (weights.as_ptr().cast(), v_block.as_ptr().cast());
+                            value_tiles(p, v, keys, sums.as_mut_ptr(), width, &blocks);
+                            continue;
+                        }
                         values_bf16(p, v_block.as_ptr().cast(), keys, f, sums.as_mut_ptr(), width, count);
                         continue;
                     }
@@ -163,7 +178,7 @@ fn adjust_body<const FUSED: bool>(scores: &mut [f32], first: usize, keys: usize,
     }
 }
 
-/// Queries times scale and log2(e), interleaved by row block.
+/// Queries times scale and log2(e), interleaved by row block; for tiles `[d / 32][rows][32]` over all rows.
 fn pack_queries<R: Rows>(
     level: Level,
     heads: &Heads,
@@ -177,13 +192,26 @@ fn pack_queries<R: Rows>(
     let factor = heads.scale * LOG2_E;
     let mut row = vec![0.0; d.next_multiple_of(2)];
     let mut words = vec![0; depth];
+    let all = packed.len() / depth;
     for block in blocks {
+        if packing.words == Words::Tiles {
+            for r in block.start..block.start + block.rows {
+                for (row, q) in row.iter_mut().zip(&q[rows.offset(r)..][..d]) {
+                    *row = q * factor;
+                }
+                round_pairs(level, &row, &mut words);
+                for (step, from) in words.chunks_exact(TILE_K / 2).enumerate() {
+                    as_words(packed)[(step * all + r) * TILE_K / 2..][..TILE_K / 2].copy_from_slice(from);
+                }
+            }
+            continue;
+        }
         let to = &mut packed[block.start * depth..(block.start + block.rows) * depth];
         for r in 0..block.rows {
             for (row, q) in row.iter_mut().zip(&q[rows.offset(block.start + r)..][..d]) {
                 *row = q * factor;
             }
-            if packing.pairs {
+            if packing.words == Words::Pairs {
                 round_pairs(level, &row, &mut words);
                 for (to, from) in as_words(to)[r..].iter_mut().step_by(block.rows).zip(&words) {
                     *to = *from;
@@ -200,14 +228,36 @@ fn pack_queries<R: Rows>(
 /// Scores of up to `max_rows` rows and one panel of keys.
 ///
 /// # Safety
-/// `a` has `rows x depth` words, `w` `depth x PANEL`, `tile` rows of PANEL floats BLOCK apart.
-unsafe fn score_tile(level: Level, packing: Packing, a: *const f32, w: *const f32, rows: usize, tile: *mut f32) {
+/// `a` has `rows x depth` words (for tiles, one step of `all` rows after the other), `w` `depth x PANEL`, `tile` rows of
+/// PANEL floats BLOCK apart.
+unsafe fn score_tile(
+    level: Level,
+    packing: Packing,
+    (a, all): (*const f32, usize),
+    w: *const f32,
+    rows: usize,
+    tile: *mut f32,
+) {
     let next = w.wrapping_add(packing.depth() * PANEL);
     // SAFETY: by the contract of this function.
     unsafe {
         #[cfg(target_arch = "x86_64")]
         {
-            if packing.pairs {
+            if packing.words == Words::Tiles {
+                use crate::x86::amx::{Operands, multiply_16, multiply_32};
+                let run = if rows > TILE_ROWS { multiply_32 } else { multiply_16 };
+                let operands = Operands {
+                    a: a.cast(),
+                    a_row: 2 * TILE_K,
+                    a_step: 2 * TILE_K * all,
+                    b: w.cast(),
+                    b_row: 4 * PANEL,
+                    b_step: 2 * TILE_K * PANEL,
+                    steps: packing.depth() / (TILE_K / 2),
+                };
+                return run(operands, tile, 4 * BLOCK, true, std::ptr::null());
+            }
+            if packing.words == Words::Pairs {
                 let run = crate::x86::avx512::TILES_BF16[rows - 1];
                 return run(a.cast(), w.cast(), packing.depth(), tile, BLOCK, true, next.cast());
             }
@@ -222,8 +272,44 @@ unsafe fn score_tile(level: Level, packing: Packing, a: *const f32, w: *const f3
                 return run(a, w, packing.d, tile, BLOCK, true, next.cast());
             }
         }
-        let _ = (level, next);
+        let _ = (level, all, next);
         tile_portable(a, w, rows, packing.d, tile, BLOCK, true);
+    }
+}
+
+/// `sums += p · v`, in tiles.
+///
+/// # Safety
+/// `p` has BLOCK / 2 words for each row of the blocks (filled up to whole tiles), `v` `keys / 2 x width` filled up to
+/// whole steps, `sums` `width` floats a row; width divides by PANEL; this thread has AMX's registers set up.
+#[cfg(target_arch = "x86_64")]
+unsafe fn value_tiles(
+    p: *const u32,
+    v: *const u32,
+    keys: usize,
+    sums: *mut f32,
+    width: usize,
+    blocks: &[RowBlock],
+) {
+    use crate::x86::amx::{Operands, multiply_16, multiply_32};
+    for block in blocks {
+        let run = if block.rows > TILE_ROWS { multiply_32 } else { multiply_16 };
+        for column in (0..width).step_by(PANEL) {
+            // SAFETY: by the contract of this function.
+            unsafe {
+                let operands = Operands {
+                    a: p.add(block.start * BLOCK / 2).cast(),
+                    a_row: 2 * BLOCK,
+                    a_step: 2 * TILE_K,
+                    b: v.add(column).cast(),
+                    b_row: 4 * width,
+                    b_step: 2 * TILE_K * width,
+                    steps: keys.div_ceil(TILE_K),
+                };
+                let out = sums.add(block.start * width + column);
+                run(operands, out, 4 * width, false, std::ptr::null());
+            }
+        }
     }
 }
 

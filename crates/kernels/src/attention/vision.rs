@@ -102,7 +102,7 @@ pub(super) fn vision_attention_at(
     });
 
     // Keys are packed once for all passes, block by block over all heads, as they lie in memory.
-    let packing = Packing { d: heads.dim, pairs: heads.by_pairs(level) };
+    let packing = Packing { d: heads.dim, words: heads.words(level) };
     let (k_size, v_size) = packing.sizes();
     let blocks = tokens.div_ceil(BLOCK);
     let head_size = blocks * (k_size + v_size);

@@ -2,7 +2,6 @@
 
 use image::{DynamicImage, RgbImage};
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 use vgen_core::{Fault, PixelTiles};
 
@@ -226,25 +225,20 @@ impl MllamaImageProcessor {
     fn tile(&self, resized: &RgbImage, geometry: Geometry) -> PixelTiles {
         let Geometry { tiles_high, tiles_wide, aspect_ratio_id, height, width } = geometry;
         let side = self.tile_size;
-        let mut values = vec![0.0; tiles_high * tiles_wide * 3 * side * side];
-        for (number, tile) in values.chunks_exact_mut(3 * side * side).enumerate() {
+        // Filled from front to back: 15 MB for four tiles are not to be touched twice.
+        let mut values = Vec::with_capacity(tiles_high * tiles_wide * 3 * side * side);
+        for number in 0..tiles_high * tiles_wide {
             let (row, column) = (number / tiles_wide, number % tiles_wide);
             let (left, right) = ((column * side).min(width), ((column + 1) * side).min(width));
-            let (red, rest) = tile.split_at_mut(side * side);
-            let (green, blue) = rest.split_at_mut(side * side);
-            let lines = red.chunks_exact_mut(side).zip(green.chunks_exact_mut(side)).zip(blue.chunks_exact_mut(side));
-            for (y, ((red, green), blue)) in (row * side..).zip(lines) {
-                let bytes = match y < height {
-                    true => &resized.as_raw()[3 * (y * width + left)..3 * (y * width + right)],
-                    false => &[],
-                };
-                let pixels = bytes.as_chunks::<3>().0;
-                let [reds, greens, blues] = &self.values;
-                for (((red, green), blue), &[r, g, b]) in red.iter_mut().zip(&mut *green).zip(&mut *blue).zip(pixels) {
-                    (*red, *green, *blue) = (reds[usize::from(r)], greens[usize::from(g)], blues[usize::from(b)]);
-                }
-                for (line, normalised) in [red, green, blue].into_iter().zip(&self.values) {
-                    line[pixels.len()..].fill(normalised[0]);
+            for (channel, normalised) in self.values.iter().enumerate() {
+                for y in row * side..(row + 1) * side {
+                    let bytes = match y < height {
+                        true => &resized.as_raw()[3 * (y * width + left)..3 * (y * width + right)],
+                        false => &[],
+                    };
+                    let pixels = bytes.as_chunks::<3>().0;
+                    values.extend(pixels.iter().map(|pixel| normalised[usize::from(pixel[channel])]));
+                    values.extend(std::iter::repeat_n(normalised[0], side - pixels.len()));
                 }
             }
         }
@@ -254,15 +248,15 @@ impl MllamaImageProcessor {
 
     fn digest(&self, resized: &RgbImage, geometry: Geometry) -> [u8; 32] {
         let Geometry { tiles_high, tiles_wide, aspect_ratio_id, height, width } = geometry;
-        let mut hash = Sha256::new();
+        let mut hash = blake3::Hasher::new();
         for number in [self.tile_size, tiles_high, tiles_wide, aspect_ratio_id, height, width] {
-            hash.update((number as u64).to_le_bytes());
+            hash.update(&(number as u64).to_le_bytes());
         }
         for value in self.values.iter().flatten() {
-            hash.update(value.to_le_bytes());
+            hash.update(&value.to_le_bytes());
         }
         hash.update(resized.as_raw());
-        hash.finalize().into()
+        *hash.finalize().as_bytes()
     }
 }
 
