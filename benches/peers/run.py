@@ -205,6 +205,29 @@ def without_paths(command, replaced):
     return text
 
 
+def write(arguments, known, results, out):
+    """Writes what was measured so far."""
+    day, long = datetime.date.today().isoformat(), machine()[1]
+    own = ["benches/peers/run.py", "--vgen=target/release/vgen-local"]
+    own += [f"--{name}={value}" for name, value in (("repeat", arguments.repeat), ("peer-repeat", arguments.peer_repeat),
+                                                    ("rows", arguments.rows), ("dtype", arguments.dtype),
+                                                    ("threads", arguments.threads)) if value is not None]
+    own += ["--quick"] if arguments.quick else []
+    own += [f"--skip={name}" for name in arguments.skip] + ([f"--only={arguments.only!r}"] if arguments.only else [])
+    with open(os.path.join(out, "peers.json"), "w") as file:
+        json.dump({"date": day, "machine": long, "versions": known, "command": " ".join(own), "results": results}, file, indent=1)
+        file.write("\n")
+    turns = str(arguments.repeat) if arguments.peer_repeat is None else f"{arguments.repeat} (peers: {arguments.peer_repeat})"
+    lines = [f"# {day}, {long}: vgen beside its peers", "",
+             f"Medians of {turns} taken in turns, greedy, a random checkpoint of preset `{arguments.preset}` unless another "
+             f"model is named. vgen in {arguments.dtype}, transformers in {arguments.hf_dtype}, mistral.rs in "
+             f"{arguments.mistralrs_dtype}; {arguments.threads} threads each. llama.cpp asks one row after the other.", ""]
+    lines += table(results) + ["", "Versions: " + json.dumps(known) + ".", "", "    " + " ".join(own), ""]
+    lines += ["Each engine's command is in peers.json.", ""]
+    with open(os.path.join(out, "peers.md"), "w") as file:
+        file.write("\n".join(lines))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vgen", required=True, help="the program vgen-local, a release build")
@@ -238,6 +261,9 @@ def main():
         found = glob.glob(os.path.join(run([arguments.pythons["llama_cpp"], "-c", code]).strip(), "*.gguf"))
         gguf = found[0] if found else None
     known = versions(arguments)
+    name = f"{datetime.date.today().isoformat()}-{machine()[0]}"
+    out = arguments.out or os.path.join(os.path.dirname(HERE), "results", name)
+    os.makedirs(out, exist_ok=True)
 
     results = []
     with tempfile.TemporaryDirectory() as folder:
@@ -270,28 +296,9 @@ def main():
                         print(f"{scenario['name']}, {engine}: {reading['rows_per_second']:.3f} rows/s", file=sys.stderr)
                 readings = {engine: readings[engine] for engine in order}
                 results.append({**scenario, "readings": readings, "commands": commands})
-
-    day, (short, long) = datetime.date.today().isoformat(), machine()
-    out = arguments.out or os.path.join(os.path.dirname(HERE), "results", f"{day}-{short}")
-    os.makedirs(out, exist_ok=True)
-    own = ["benches/peers/run.py", "--vgen=target/release/vgen-local"]
-    own += [f"--{name}={value}" for name, value in (("repeat", arguments.repeat), ("peer-repeat", arguments.peer_repeat),
-                                                    ("rows", arguments.rows), ("dtype", arguments.dtype),
-                                                    ("threads", arguments.threads)) if value is not None]
-    own += ["--quick"] if arguments.quick else []
-    own += [f"--skip={name}" for name in arguments.skip] + ([f"--only={arguments.only!r}"] if arguments.only else [])
-    with open(os.path.join(out, "peers.json"), "w") as file:
-        json.dump({"date": day, "machine": long, "versions": known, "command": " ".join(own), "results": results}, file, indent=1)
-        file.write("\n")
-    turns = str(arguments.repeat) if arguments.peer_repeat is None else f"{arguments.repeat} (peers: {arguments.peer_repeat})"
-    lines = [f"# {day}, {long}: vgen beside its peers", "",
-             f"Medians of {turns} taken in turns, greedy, a random checkpoint of preset `{arguments.preset}` unless another "
-             f"model is named. vgen in {arguments.dtype}, transformers in {arguments.hf_dtype}, mistral.rs in "
-             f"{arguments.mistralrs_dtype}; {arguments.threads} threads each. llama.cpp asks one row after the other.", ""]
-    lines += table(results) + ["", "Versions: " + json.dumps(known) + ".", "", "    " + " ".join(own), ""]
-    lines += ["Each engine's command is in peers.json.", ""]
-    with open(os.path.join(out, "peers.md"), "w") as file:
-        file.write("\n".join(lines))
+            write(arguments, known, results, out)
+    if not results:
+        sys.exit(f"no scenario has {arguments.only!r} in its name")
     print(os.path.join(out, "peers.md"))
 
 

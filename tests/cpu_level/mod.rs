@@ -1,5 +1,5 @@
-//! `VGEN_CPU` limits the instructions of the CPU kernels for tests: `portable`, `avx2`, `avx512`, `avx512vnni` or
-//! `avx512bf16`. A machine that has more stands for one that has no more than that.
+//! `VGEN_CPU` limits the instructions of the CPU kernels for tests: `portable`, `avx2`, `avx512`, `avx512vnni`, `avx512bf16`
+//! or `amx`. A machine that has more stands for one that has no more than that.
 
 use std::sync::Once;
 

@@ -1,7 +1,7 @@
 //! [`ImageRef`]: where an image is; [`PixelTiles`]: what the vision tower sees of it.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// An image of a row, not yet fetched or decoded. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -34,13 +34,46 @@ pub struct PixelTiles {
     pub aspect_ratio_id: usize,
     /// `[tiles_high * tiles_wide, 3, tile_size, tile_size]`, row-major, tiles from the top left.
     pub values: Vec<f32>,
-    /// SHA-256 over what decides the values: the pixels and the processor's parameters.
+    /// BLAKE3 over what decides the values: the pixels and the processor's parameters.
     pub digest: [u8; 32],
 }
 
+/// Memory of values that were used, for the next images: four tiles are 15 MB, and touching fresh memory takes longer than
+/// computing what is written there.
+static USED: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
+
+/// How many are kept.
+const KEPT: usize = 4;
+
 impl PixelTiles {
+    /// Room for `len` values.
+    pub fn room(len: usize) -> Vec<f32> {
+        let mut used = USED.lock().unwrap_or_else(PoisonError::into_inner);
+        // Not much larger, since images that wait are counted by their values.
+        match used.iter().position(|room| (len..=len + len / 8).contains(&room.capacity())) {
+            Some(index) => used.swap_remove(index),
+            None => Vec::with_capacity(len),
+        }
+    }
+
     /// How many tiles the canvas has.
     pub fn tiles(&self) -> usize {
         self.tiles_high * self.tiles_wide
+    }
+}
+
+impl Drop for PixelTiles {
+    fn drop(&mut self) {
+        let mut room = std::mem::take(&mut self.values);
+        if room.capacity() == 0 {
+            return;
+        }
+        room.clear();
+        let mut used = USED.lock().unwrap_or_else(PoisonError::into_inner);
+        // The oldest goes, so that sizes that are no longer asked for don't stay.
+        if used.len() >= KEPT {
+            used.remove(0);
+        }
+        used.push(room);
     }
 }

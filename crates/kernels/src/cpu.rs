@@ -1,6 +1,7 @@
 //! Which instruction sets the kernels use on this machine.
 
 use std::str::FromStr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// A set of instructions, each level containing those before it.
@@ -48,6 +49,11 @@ impl Level {
     /// The highest level that this machine has.
     #[must_use]
     pub fn of_machine() -> Self {
+        static OF_MACHINE: OnceLock<Level> = OnceLock::new();
+        *OF_MACHINE.get_or_init(Self::detect)
+    }
+
+    fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;
@@ -63,7 +69,7 @@ impl Level {
             if !has!("avx512bf16") {
                 return Self::Avx512Vnni;
             }
-            if crate::x86::amx::available() { Self::Amx } else { Self::Avx512Bf16 }
+            if crate::x86::amx::is_usable() { Self::Amx } else { Self::Avx512Bf16 }
         }
         #[cfg(not(target_arch = "x86_64"))]
         Self::Portable

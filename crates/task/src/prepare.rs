@@ -10,7 +10,7 @@ use vgen_core::{Content, Fault, ImageRef, Message, Part, PixelTiles, Role};
 
 use crate::chat::{ChatError, ChatTemplate, template_messages};
 use crate::image::{
-    ImageError, ImageFetcher, ImageLimits, KeptImages, MllamaImageProcessor, ProcessorError, decode, image_name,
+    ImageError, ImageFetcher, ImageLimits, KeptImages, MllamaImageProcessor, ProcessorError, image_name,
 };
 use crate::tokens::{TokenIds, Tokenizer, TokenizerError};
 
@@ -388,8 +388,7 @@ impl Preprocessor {
         let processor = self.processor.as_ref().ok_or(PrepareError::TextOnly)?;
         let bytes = self.fetcher.fetch_unless(image, given_up)?;
         let name = image_name(image);
-        let pixels = decode(&bytes, &name, self.fetcher.limits())?;
-        Ok(processor.process(&pixels, &name)?)
+        Ok(processor.process_file(&bytes, &name, self.fetcher.limits())?)
     }
 
     /// Cuts one image that is in memory, taken as upright.

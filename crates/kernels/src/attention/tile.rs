@@ -283,14 +283,7 @@ unsafe fn score_tile(
 /// `p` has BLOCK / 2 words for each row of the blocks (filled up to whole tiles), `v` `keys / 2 x width` filled up to
 /// whole steps, `sums` `width` floats a row; width divides by PANEL; this thread has AMX's registers set up.
 #[cfg(target_arch = "x86_64")]
-unsafe fn value_tiles(
-    p: *const u32,
-    v: *const u32,
-    keys: usize,
-    sums: *mut f32,
-    width: usize,
-    blocks: &[RowBlock],
-) {
+unsafe fn value_tiles(p: *const u32, v: *const u32, keys: usize, sums: *mut f32, width: usize, blocks: &[RowBlock]) {
     use crate::x86::amx::{Operands, multiply_16, multiply_32};
     for block in blocks {
         let run = if block.rows > TILE_ROWS { multiply_32 } else { multiply_16 };

@@ -8,25 +8,22 @@
 //! in order while it has [`Tiles`].
 #![allow(unsafe_code)] // system call and assembly
 
+use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::marker::PhantomData;
-use std::sync::OnceLock;
 
 use crate::linear_bf16::{TILE_K, TILE_ROWS};
 
 /// Whether this machine has AMX with bf16 and the system lets this process use it.
-pub(crate) fn available() -> bool {
-    static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| {
-        const BF16: u32 = 1 << 22;
-        const TILES: u32 = 1 << 24;
-        let has = |leaf: u32| std::arch::x86_64::__cpuid(0).eax >= leaf;
-        has(7) && std::arch::x86_64::__cpuid_count(7, 0).edx & (BF16 | TILES) == BF16 | TILES && permitted()
-    })
+pub(crate) fn is_usable() -> bool {
+    const BF16: u32 = 1 << 22;
+    const TILES: u32 = 1 << 24;
+    let has_leaf = __cpuid(0).eax >= 7;
+    has_leaf && __cpuid_count(7, 0).edx & (BF16 | TILES) == BF16 | TILES && is_permitted()
 }
 
 /// Asks Linux for the tile registers, which a process has only on request.
 #[cfg(target_os = "linux")]
-fn permitted() -> bool {
+fn is_permitted() -> bool {
     const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
     const XFEATURE_XTILEDATA: libc::c_long = 18;
     // SAFETY: the call takes two numbers and changes nothing but what this process may use.
@@ -34,7 +31,7 @@ fn permitted() -> bool {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn permitted() -> bool {
+fn is_permitted() -> bool {
     false
 }
 
@@ -66,7 +63,7 @@ impl Tiles {
     /// Sets them up.
     ///
     /// # Safety
-    /// [`available`] has said yes.
+    /// [`is_usable`] has said yes.
     pub(crate) unsafe fn set_up() -> Self {
         // SAFETY: the shape is a valid one, and the process may use the registers.
         unsafe { std::arch::asm!("ldtilecfg [{}]", in(reg) &raw const SHAPE, options(nostack, readonly)) };

@@ -11,6 +11,7 @@ use libjpeg_turbo_rs::{DecodeLimits, Decoder, JpegError, PixelFormat};
 
 use super::convert::cmyk_to_rgb;
 use super::limits::ImageLimits;
+use super::reuse;
 
 /// A JPEG whose header has been read.
 pub(super) struct Jpeg<'a> {
@@ -66,7 +67,9 @@ impl<'a> Jpeg<'a> {
     fn usual(mut self, width: u32, height: u32) -> Result<Option<DynamicImage>, JpegError> {
         let is_grey = self.decoder.header().components.len() == 1;
         self.decoder.set_output_format(if is_grey { PixelFormat::Grayscale } else { PixelFormat::Rgb });
-        let samples = self.decoder.decode_image()?.into_vec();
+        let mut samples = reuse::take(self.decoder.output_buffer_size()?);
+        let written = self.decoder.decode_image_into(&mut samples)?.bytes_written;
+        samples.truncate(written);
         Ok(match is_grey {
             true => GrayImage::from_raw(width, height, samples).map(DynamicImage::from),
             false => RgbImage::from_raw(width, height, samples).map(DynamicImage::from),

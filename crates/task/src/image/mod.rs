@@ -17,6 +17,7 @@ mod kept;
 mod limits;
 mod processor;
 mod resize;
+mod reuse;
 mod size;
 
 pub use address::is_private_address;

@@ -7,8 +7,11 @@ use vgen_core::{Fault, PixelTiles};
 
 use super::canvas::{Geometry, fit_to_canvas};
 use super::convert::to_rgb;
+use super::decode::decode;
 use super::error::ImageError;
+use super::limits::ImageLimits;
 use super::resize::{Filter, resize};
+use super::reuse;
 
 /// Why a checkpoint's image processor can't be set up. Each ends the run.
 #[derive(Debug, Error)]
@@ -202,6 +205,17 @@ impl MllamaImageProcessor {
         resize(image, geometry.width, geometry.height, self.filter)
     }
 
+    /// The tiles of an image file; see [`decode`].
+    ///
+    /// # Errors
+    /// Those of [`decode`].
+    pub fn process_file(&self, bytes: &[u8], name: &str, limits: &ImageLimits) -> Result<PixelTiles, ImageError> {
+        let image = decode(bytes, name, limits)?;
+        let tiles = self.process(&image, name);
+        reuse::give_back(image.into_raw());
+        tiles
+    }
+
     /// The tiles of upright RGB pixels.
     ///
     /// # Errors
@@ -225,8 +239,7 @@ impl MllamaImageProcessor {
     fn tile(&self, resized: &RgbImage, geometry: Geometry) -> PixelTiles {
         let Geometry { tiles_high, tiles_wide, aspect_ratio_id, height, width } = geometry;
         let side = self.tile_size;
-        // Filled from front to back: 15 MB for four tiles are not to be touched twice.
-        let mut values = Vec::with_capacity(tiles_high * tiles_wide * 3 * side * side);
+        let mut values = PixelTiles::room(tiles_high * tiles_wide * 3 * side * side);
         for number in 0..tiles_high * tiles_wide {
             let (row, column) = (number / tiles_wide, number % tiles_wide);
             let (left, right) = ((column * side).min(width), ((column + 1) * side).min(width));
