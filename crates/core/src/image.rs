@@ -38,22 +38,16 @@ pub struct PixelTiles {
     pub digest: [u8; 32],
 }
 
-/// Memory of values that were used, for the next images: four tiles are 15 MB, and touching fresh memory takes longer than
+/// Memory of values that were used, for the next image: four tiles are 15 MB, and touching fresh memory takes longer than
 /// computing what is written there.
-static USED: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
-
-/// How many are kept.
-const KEPT: usize = 4;
+static USED: Mutex<Vec<f32>> = Mutex::new(Vec::new());
 
 impl PixelTiles {
     /// Room for `len` values.
     pub fn room(len: usize) -> Vec<f32> {
-        let mut used = USED.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = std::mem::take(&mut *USED.lock().unwrap_or_else(PoisonError::into_inner));
         // Not much larger, since images that wait are counted by their values.
-        match used.iter().position(|room| (len..=len + len / 8).contains(&room.capacity())) {
-            Some(index) => used.swap_remove(index),
-            None => Vec::with_capacity(len),
-        }
+        if (len..=len + len / 8).contains(&used.capacity()) { used } else { Vec::with_capacity(len) }
     }
 
     /// How many tiles the canvas has.
@@ -64,16 +58,8 @@ impl PixelTiles {
 
 impl Drop for PixelTiles {
     fn drop(&mut self) {
-        let mut room = std::mem::take(&mut self.values);
-        if room.capacity() == 0 {
-            return;
-        }
-        room.clear();
-        let mut used = USED.lock().unwrap_or_else(PoisonError::into_inner);
-        // The oldest goes, so that sizes that are no longer asked for don't stay.
-        if used.len() >= KEPT {
-            used.remove(0);
-        }
-        used.push(room);
+        let mut values = std::mem::take(&mut self.values);
+        values.clear();
+        *USED.lock().unwrap_or_else(PoisonError::into_inner) = values;
     }
 }
