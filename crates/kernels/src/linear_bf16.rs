@@ -228,9 +228,8 @@ unsafe fn by_tiles(
     stride: usize,
     ahead: *const u8,
 ) {
-    use crate::x86::amx::{Operands, multiply_16, multiply_32};
+    use crate::x86::amx::{Operands, multiply};
     const ROW: usize = TILE_K * size_of::<u16>();
-    let multiply = if rows > TILE_ROWS { multiply_32 } else { multiply_16 };
     let first = from == 0;
     // SAFETY: by the contract of this function; the packed rows and the panel are filled up to whole steps, and behind
     // the rows is as much as a tile may read too far.
@@ -245,7 +244,7 @@ unsafe fn by_tiles(
             steps: (2 * pairs).div_ceil(TILE_K),
         };
         if rows.is_multiple_of(TILE_ROWS) {
-            return multiply(operands, tile, stride * 4, first, ahead);
+            return multiply(operands, rows, tile, stride * 4, first, ahead);
         }
         // Rows that are not there are computed as well, but not kept.
         let mut all = [0.0; 2 * TILE_ROWS * PANEL];
@@ -254,7 +253,7 @@ unsafe fn by_tiles(
                 std::ptr::copy_nonoverlapping(tile.add(r * stride), all[r * PANEL..].as_mut_ptr(), PANEL);
             }
         }
-        multiply(operands, all.as_mut_ptr(), PANEL * 4, first, ahead);
+        multiply(operands, rows, all.as_mut_ptr(), PANEL * 4, first, ahead);
         for r in 0..rows {
             std::ptr::copy_nonoverlapping(all[r * PANEL..].as_ptr(), tile.add(r * stride), PANEL);
         }
@@ -299,7 +298,7 @@ fn pack_pairs_body<const FUSED: bool>(x: &[f32], rows: usize, k: usize, packed: 
 
 by_level! {
     /// `[rows, k]` to bf16 `[k / 32][rows][32]`, filled up with zeros.
-    pub(crate) fn pack_tiles(x: &[f32], rows: usize, k: usize, packed: &mut [u8]) = pack_tiles_body
+    fn pack_tiles(x: &[f32], rows: usize, k: usize, packed: &mut [u8]) = pack_tiles_body
 }
 
 #[inline(always)]

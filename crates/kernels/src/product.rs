@@ -249,8 +249,8 @@ fn run_rows<K: Kernel>(input: Input<'_>, places: &[Place<'_, K>], panels: usize,
                 } else {
                     next.kernel.weights(next_panel, next_block)
                 };
-                // SAFETY: rows, panel and block are in range by construction, tile registers are set up; the tile of this row block and panel
-                // belongs to this task alone; packed rows were written before and are only read now.
+                // SAFETY: rows, panel and block are in range by construction, tile registers are set up; the tile of this
+                // row block and panel belongs to this task alone; packed rows were written before and are only read now.
                 unsafe { tile(place, packed.get(), *rows, (panel, block), ahead, level) };
             }
         }
@@ -316,6 +316,7 @@ mod tests {
             assert!(sizes.iter().max().unwrap_or(&0) - sizes.iter().min().unwrap_or(&0) <= 1);
         }
     }
+
     #[test]
     fn row_blocks_are_whole_units_but_for_the_last() {
         for rows in 1..200 {

@@ -244,8 +244,7 @@ unsafe fn score_tile(
         #[cfg(target_arch = "x86_64")]
         {
             if packing.words == Words::Tiles {
-                use crate::x86::amx::{Operands, multiply_16, multiply_32};
-                let run = if rows > TILE_ROWS { multiply_32 } else { multiply_16 };
+                use crate::x86::amx::{Operands, multiply};
                 let operands = Operands {
                     a: a.cast(),
                     a_row: 2 * TILE_K,
@@ -255,7 +254,7 @@ unsafe fn score_tile(
                     b_step: 2 * TILE_K * PANEL,
                     steps: packing.depth() / (TILE_K / 2),
                 };
-                return run(operands, tile, 4 * BLOCK, true, std::ptr::null());
+                return multiply(operands, rows, tile, 4 * BLOCK, true, std::ptr::null());
             }
             if packing.words == Words::Pairs {
                 let run = crate::x86::avx512::TILES_BF16[rows - 1];
@@ -284,9 +283,8 @@ unsafe fn score_tile(
 /// whole steps, `sums` `width` floats a row; width divides by PANEL; this thread has AMX's registers set up.
 #[cfg(target_arch = "x86_64")]
 unsafe fn value_tiles(p: *const u32, v: *const u32, keys: usize, sums: *mut f32, width: usize, blocks: &[RowBlock]) {
-    use crate::x86::amx::{Operands, multiply_16, multiply_32};
+    use crate::x86::amx::{Operands, multiply};
     for block in blocks {
-        let run = if block.rows > TILE_ROWS { multiply_32 } else { multiply_16 };
         for column in (0..width).step_by(PANEL) {
             // SAFETY: by the contract of this function.
             unsafe {
@@ -300,7 +298,7 @@ unsafe fn value_tiles(p: *const u32, v: *const u32, keys: usize, sums: *mut f32,
                     steps: keys.div_ceil(TILE_K),
                 };
                 let out = sums.add(block.start * width + column);
-                run(operands, out, 4 * width, false, std::ptr::null());
+                multiply(operands, block.rows, out, 4 * width, false, std::ptr::null());
             }
         }
     }

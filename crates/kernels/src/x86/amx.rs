@@ -148,12 +148,22 @@ macro_rules! product {
     };
 }
 
+/// [`multiply_32`] for `rows` rows, of which there are whole tiles: one up to 16 rows, else two.
+///
+/// # Safety
+/// As there.
+pub(crate) unsafe fn multiply(o: Operands, rows: usize, out: *mut f32, stride: usize, first: bool, ahead: *const u8) {
+    let multiply = if rows > TILE_ROWS { multiply_32 } else { multiply_16 };
+    // SAFETY: by the contract of this function.
+    unsafe { multiply(o, out, stride, first, ahead) };
+}
+
 /// Sets (`first`) or adds to the `32 x 32` floats at `out`, whose rows are `stride` bytes apart; asks for the weights at
 /// `ahead` meanwhile.
 ///
 /// # Safety
 /// The operands can be read for all steps (at least one), the output can be written, and this thread has its [`Tiles`].
-pub(crate) unsafe fn multiply_32(o: Operands, out: *mut f32, stride: usize, first: bool, ahead: *const u8) {
+unsafe fn multiply_32(o: Operands, out: *mut f32, stride: usize, first: bool, ahead: *const u8) {
     // SAFETY: by the contract of this function; prefetching never faults.
     unsafe {
         product!(
@@ -186,7 +196,7 @@ pub(crate) unsafe fn multiply_32(o: Operands, out: *mut f32, stride: usize, firs
 ///
 /// # Safety
 /// As there.
-pub(crate) unsafe fn multiply_16(o: Operands, out: *mut f32, stride: usize, first: bool, ahead: *const u8) {
+unsafe fn multiply_16(o: Operands, out: *mut f32, stride: usize, first: bool, ahead: *const u8) {
     // SAFETY: as in `multiply_32`.
     unsafe {
         product!(

@@ -240,18 +240,18 @@ impl MllamaImageProcessor {
         let Geometry { tiles_high, tiles_wide, aspect_ratio_id, height, width } = geometry;
         let side = self.tile_size;
         let mut values = PixelTiles::room(tiles_high * tiles_wide * 3 * side * side);
-        for number in 0..tiles_high * tiles_wide {
-            let (row, column) = (number / tiles_wide, number % tiles_wide);
-            let (left, right) = ((column * side).min(width), ((column + 1) * side).min(width));
+        for (row, column) in (0..tiles_high).flat_map(|row| (0..tiles_wide).map(move |column| (row, column))) {
+            let left = (column * side).min(width);
+            let right = (left + side).min(width);
             for (channel, normalised) in self.values.iter().enumerate() {
                 for y in row * side..(row + 1) * side {
-                    let bytes = match y < height {
-                        true => &resized.as_raw()[3 * (y * width + left)..3 * (y * width + right)],
-                        false => &[],
-                    };
-                    let pixels = bytes.as_chunks::<3>().0;
-                    values.extend(pixels.iter().map(|pixel| normalised[usize::from(pixel[channel])]));
-                    values.extend(std::iter::repeat_n(normalised[0], side - pixels.len()));
+                    let end_of_line = values.len() + side;
+                    if y < height {
+                        let line = &resized.as_raw()[3 * (y * width + left)..3 * (y * width + right)];
+                        let (pixels, _) = line.as_chunks::<3>();
+                        values.extend(pixels.iter().map(|pixel| normalised[usize::from(pixel[channel])]));
+                    }
+                    values.resize(end_of_line, normalised[0]);
                 }
             }
         }
