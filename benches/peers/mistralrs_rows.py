@@ -11,6 +11,7 @@ parser.add_argument("rows")
 parser.add_argument("--batch", type=int, default=4)
 parser.add_argument("--new", type=int, default=16)
 parser.add_argument("--dtype", default="F32")
+parser.add_argument("--limit", type=int, help="only so many rows")
 arguments = parser.parse_args()
 
 import mistralrs as mr
@@ -20,7 +21,7 @@ which = mr.Which.MultimodalPlain(model_id=arguments.model, arch=mr.MultimodalArc
 runner = mr.Runner(which=which, max_seqs=arguments.batch, no_paged_attn=True)
 folder = os.path.dirname(os.path.abspath(arguments.rows))
 with open(arguments.rows) as file:
-    rows = [json.loads(line) for line in file]
+    rows = [json.loads(line) for line in file][:arguments.limit]
 
 
 def ask(row):
@@ -37,4 +38,4 @@ start = time.perf_counter()
 answers = [ask(row) for row in rows]
 seconds = time.perf_counter() - start
 # What ended early counts for what it wrote.
-print(json.dumps({"seconds": seconds, "tokens": sum(answer.usage.completion_tokens for answer in answers)}))
+print(json.dumps({"seconds": seconds, "rows": len(rows), "tokens": sum(answer.usage.completion_tokens for answer in answers)}))

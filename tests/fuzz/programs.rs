@@ -59,7 +59,7 @@ fn configs_templates_and_schemas() {
                 "--limit",
                 "1",
                 "--max-new-tokens",
-                "8",
+                "2",
                 "--quiet",
             ]),
         }
@@ -67,7 +67,7 @@ fn configs_templates_and_schemas() {
     let whole: Vec<Vec<u8>> = seeds.iter().map(|(_, text)| text.as_bytes().to_vec()).collect();
     run(&whole, 0).exits(0);
     run(&whole, 1).exits(0);
-    // Eight tokens are too few for the form.
+    // Two tokens are too few for the form.
     assert!(run(&whole, 2).exits(1).stdout.contains("constraint.incomplete"));
     rounds(60, |rng| {
         let (broken, other) = (rng.usize(0..seeds.len()), rng.usize(0..seeds.len()));

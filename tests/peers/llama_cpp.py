@@ -16,7 +16,12 @@ one batch and token by token; that count is reported beside ours, but says nothi
 """
 import argparse, glob, json, os, subprocess, sys, venv
 
-PEER = r"""
+# llama.cpp uses AMX where the processor has it without asking Linux for the tile registers, and ends with SIGILL.
+TILES = """
+import ctypes, platform
+if platform.machine() == "x86_64": ctypes.CDLL(None).syscall(158, 0x1023, 18)  # arch_prctl, ARCH_REQ_XCOMP_PERM, tile data
+"""
+PEER = TILES + r"""
 import json, sys, time
 import numpy as np
 from llama_cpp import Llama
@@ -49,14 +54,14 @@ by_token = [answer_to([[i] for i in prompt]) for prompt in prompts]
 json.dump(dict(text=ids, prompts=prompts), open(out, "w"))
 print(json.dumps(dict(perplexity=float(np.exp(surprise.mean())), answers=answers, by_token=by_token)))
 """
-TO_F32 = r"""
+TO_F32 = TILES + r"""
 import sys
 import llama_cpp as l
 options = l.llama_model_quantize_default_params()
 options.ftype, options.allow_requantize = l.LLAMA_FTYPE_ALL_F32, True
 sys.exit(l.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), options))
 """
-SPEED = r"""
+SPEED = TILES + r"""
 import json, sys, time
 from llama_cpp import Llama
 path, tokens = sys.argv[1:3]

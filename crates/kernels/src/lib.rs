@@ -27,6 +27,7 @@ mod panels;
 mod product;
 pub mod quant;
 mod quantize_rows;
+pub mod resample;
 pub mod rope;
 pub mod tensor;
 pub mod threads;

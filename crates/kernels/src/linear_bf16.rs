@@ -244,7 +244,7 @@ unsafe fn by_tiles(
             steps: (2 * pairs).div_ceil(TILE_K),
         };
         if rows.is_multiple_of(TILE_ROWS) {
-            return multiply(operands, rows, tile, stride * 4, first, ahead);
+            return multiply(operands, (rows, PANEL), tile, stride * 4, first, ahead);
         }
         // Rows that are not there are computed as well, but not kept.
         let mut all = [0.0; 2 * TILE_ROWS * PANEL];
@@ -253,7 +253,7 @@ unsafe fn by_tiles(
                 std::ptr::copy_nonoverlapping(tile.add(r * stride), all[r * PANEL..].as_mut_ptr(), PANEL);
             }
         }
-        multiply(operands, rows, all.as_mut_ptr(), PANEL * 4, first, ahead);
+        multiply(operands, (rows, PANEL), all.as_mut_ptr(), PANEL * 4, first, ahead);
         for r in 0..rows {
             std::ptr::copy_nonoverlapping(all[r * PANEL..].as_ptr(), tile.add(r * stride), PANEL);
         }

@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
+use serde_json::json;
 use vgen_core::Fault;
-use vgen_dataset::{FolderOptions, InputOptions, RowSource, Selected, Selection, expand, open, stdin};
+use vgen_dataset::{FolderOptions, InputFormat, InputOptions, RowSource, Selected, Selection, expand, open, stdin};
 
 use vgen_task::{ImagePosition, OpenAiBatch};
 
+use crate::demo;
 use crate::table::{Config, Place};
 
 /// The files and folders of the input; none for standard input.
@@ -34,6 +36,23 @@ pub(crate) fn head(config: &Config) -> Result<Box<dyn RowSource>, Fault> {
 /// # Errors
 /// `usage.input`, `input.*`
 pub(crate) fn source(config: &Config) -> Result<Box<dyn RowSource>, Fault> {
+    selected(config, all)
+}
+
+/// The demo's samples, chosen from as from any input.
+///
+/// # Errors
+/// `config.value` if the configuration describes files.
+pub(crate) fn samples(config: &Config) -> Result<Box<dyn RowSource>, Fault> {
+    without_effect(config, &["format", "globs", "instruction", "instruction_suffix"], "the demo's samples")?;
+    selected(config, |_| Ok(Box::new(demo::samples()?)))
+}
+
+/// The configured share of the rows that `all` opens.
+fn selected(
+    config: &Config,
+    all: fn(&Config) -> Result<Box<dyn RowSource>, Fault>,
+) -> Result<Box<dyn RowSource>, Fault> {
     let input = &config.input;
     let seed = config.sampling.seed.unwrap_or_default();
     let selection = Selection {
@@ -76,9 +95,39 @@ fn all(config: &Config) -> Result<Box<dyn RowSource>, Fault> {
     match &input.place {
         None => Err(Fault::stop("usage.input", "no input is named")
             .with_hint("name a file, a pattern or a folder of images with --input, or - for standard input")),
-        Some(Place::Standard) => stdin(&options),
-        Some(Place::File(_)) => open(&paths(config)?, &options),
+        Some(Place::Standard) => {
+            without_effect(config, &FOLDER_KEYS, "standard input")?;
+            stdin(&options)
+        }
+        Some(Place::File(_)) => {
+            let paths = paths(config)?;
+            if input.format != Some(InputFormat::Images) && !paths.iter().any(|path| path.is_dir()) {
+                without_effect(config, &FOLDER_KEYS, "files of rows")?;
+            }
+            open(&paths, &options)
+        }
     }
+}
+
+/// What is for folders of images alone.
+const FOLDER_KEYS: [&str; 3] = ["globs", "instruction", "instruction_suffix"];
+
+/// Refuses what is set of `keys`, since `input` has no use for it.
+fn without_effect(config: &Config, keys: &[&str], input: &str) -> Result<(), Fault> {
+    let is_set = |name: &str| {
+        let setting = config.recorded.config.get(name)?;
+        let nothing = setting.origin == "default" || setting.value == json!([]) || setting.value.is_null();
+        (!nothing).then_some(&setting.origin)
+    };
+    for name in keys.iter().map(|key| format!("input.{key}")) {
+        if let Some(origin) = is_set(&name) {
+            let message = format!("{origin}: {name} has no effect on {input}");
+            return Err(
+                Fault::stop("config.value", message).with_hint("leave it out, or name a folder of images as the input")
+            );
+        }
+    }
+    Ok(())
 }
 
 /// What asks the requests of an OpenAI batch file, if the rows are such.

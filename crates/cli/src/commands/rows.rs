@@ -30,7 +30,7 @@ pub(crate) fn run(config: Config, messages: &Messages) -> Result<u8, Fault> {
 /// Asks about the demo's samples; the answers are a readable table unless an output is named.
 pub(crate) fn demo(config: Config, messages: &Messages) -> Result<u8, Fault> {
     let task = TextGenerationWithImage::from_config(config.task.clone())?;
-    let source = Box::new(demo::samples()?);
+    let source = input::samples(&config)?;
     let table: Option<Box<dyn RowSink>> = match config.output.place {
         Place::Standard => {
             Some(Box::new(demo::AnswerTable::new(task.output_columns().first().map_or("generation", String::as_str))))

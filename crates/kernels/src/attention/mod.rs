@@ -21,6 +21,9 @@ pub use vision::vision_attention;
 /// Keys in one block.
 pub(crate) const BLOCK: usize = 64;
 
+/// Keys in one block of tiles, whose sums are loaded and stored for each.
+pub(crate) const BLOCK_OF_TILES: usize = 128;
+
 /// How precise the products inside attention are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Inside {

@@ -5,8 +5,8 @@
 //! the keys are filled up to whole ones.
 #![allow(unsafe_code)] // words of either kind in one scratch space
 
-use super::BLOCK;
 use super::tile::LANES;
+use super::{BLOCK, BLOCK_OF_TILES};
 use crate::cpu::Level;
 use crate::linear::Element;
 use crate::linear_bf16::{TILE_K, round};
@@ -33,9 +33,14 @@ pub(super) struct Packing {
 }
 
 impl Packing {
+    /// Keys of a block.
+    pub(super) fn keys(self) -> usize {
+        if self.words == Words::Tiles { BLOCK_OF_TILES } else { BLOCK }
+    }
+
     /// Length of a packed row of values.
     pub(super) fn width(self) -> usize {
-        self.d.next_multiple_of(if self.words == Words::Tiles { PANEL } else { LANES })
+        self.d.next_multiple_of(LANES)
     }
 
     /// Words of one key or query.
@@ -49,8 +54,8 @@ impl Packing {
 
     /// Words of a packed block of keys, and of one of values.
     pub(super) fn sizes(self) -> (usize, usize) {
-        let values = BLOCK * self.width();
-        (BLOCK * self.depth(), if self.words == Words::Floats { values } else { values / 2 })
+        let values = self.keys() * self.width();
+        (self.keys() * self.depth(), if self.words == Words::Floats { values } else { values / 2 })
     }
 
     /// Packs `keys` rows that start `stride` apart.
@@ -64,7 +69,8 @@ impl Packing {
     ) {
         let (d, width) = (self.d, self.width());
         let depth = self.depth();
-        let mut row = vec![0.0; 2 * width];
+        let filled = width.max(2 * depth);
+        let mut row = vec![0.0; 2 * filled];
         let panels = k_block.chunks_exact_mut(depth * PANEL).take(keys.div_ceil(PANEL));
         for (p, panel) in panels.enumerate() {
             let here = PANEL.min(keys - p * PANEL);
@@ -74,7 +80,7 @@ impl Packing {
             for j in 0..here {
                 widen(&k[(p * PANEL + j) * stride..][..d], &mut row);
                 if self.words != Words::Floats {
-                    let (row, words) = row.split_at_mut(width);
+                    let (row, words) = row.split_at_mut(filled);
                     let words = &mut as_words(words)[..depth];
                     round_pairs(level, &row[..2 * depth], words);
                     for (to, from) in as_words(panel)[j..].iter_mut().step_by(PANEL).zip(words) {
@@ -89,7 +95,7 @@ impl Packing {
         }
         if self.words != Words::Floats {
             row.fill(0.0);
-            let (first, second) = row.split_at_mut(width);
+            let (first, second) = row[..2 * width].split_at_mut(width);
             for (j, to) in v_block.chunks_exact_mut(width).take(keys.div_ceil(2)).enumerate() {
                 widen(&v[2 * j * stride..][..d], first);
                 if 2 * j + 1 < keys {

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)] // tiles are computed through pointers, results written by several threads
 
 use super::pack::{Packing, Words, as_words, round_pairs};
-use super::{BLOCK, Heads};
+use super::{BLOCK, BLOCK_OF_TILES, Heads};
 use crate::aligned;
 use crate::cpu::Level;
 use crate::exp::{LOG2_E, exp2};
@@ -15,11 +15,17 @@ use crate::multiversion::by_level;
 use crate::product::{PANEL, RowBlock, row_blocks};
 use crate::threads::Shared;
 
-/// Query rows of one pass over keys that were packed before: a multiple of the rows that the products take.
-pub(super) const ROWS: usize = 96;
+/// Query rows of one pass over keys that were packed before: a multiple of the rows that the products take. Tiles are so
+/// fast that reading the keys again would take longer than the products, if there were few.
+pub(super) fn rows_of_pass(words: Words) -> usize {
+    if words == Words::Tiles { 384 } else { 96 }
+}
 
 /// Query rows of one pass that packs its keys itself: enough to pay for it, few enough for the second-level cache.
 pub(super) const ROWS_AND_PACK: usize = 480;
+
+/// Query rows of a product of tiles.
+const ROWS_OF_TILES: usize = 2 * TILE_ROWS;
 
 /// Lanes over which maxima and sums are taken.
 pub(super) const LANES: usize = 16;
@@ -54,6 +60,18 @@ pub(super) trait Rows: Sync {
 /// `(p, v, keys, factors, out, width, rows)`.
 pub(crate) type TileValues = unsafe fn(*const f32, *const f32, usize, *const f32, *mut f32, usize, usize);
 
+/// What is known of some rows so far.
+struct Running<'a> {
+    /// What scores are measured from: at most a little below the largest.
+    bases: &'a mut [f32],
+    /// Sums of weights, in [`LANES`] parts a row.
+    totals: &'a mut [f32],
+    /// What the last block multiplies earlier sums with.
+    factors: &'a mut [f32],
+    /// Sums of weighted values, [`Packing::width`] a row.
+    sums: &'a mut [f32],
+}
+
 /// Computes `count` rows and writes them to `out`.
 ///
 /// # Safety
@@ -70,36 +88,41 @@ pub(super) unsafe fn attend<T: Element, R: Rows>(
     let d = heads.dim;
     let packing = Packing { d, words: heads.words(level) };
     let (depth, width, (k_size, v_size)) = (packing.depth(), packing.width(), packing.sizes());
-    let tiles = packing.words == Words::Tiles;
+    let (tiles, block_keys) = (packing.words == Words::Tiles, packing.keys());
     // Tiles are computed whole: rows up to the next one are there, of any content.
     let all = if tiles { count.next_multiple_of(TILE_ROWS) } else { count };
-    let sizes = [all * depth, k_size, v_size, all * BLOCK, all * BLOCK / 2, all * width, count, count, count];
+    let blocks = match packing.words {
+        Words::Tiles => row_blocks(count, ROWS_OF_TILES, TILE_ROWS),
+        _ => row_blocks(count, if level >= Level::Avx512 { 12 } else { 6 }, 1),
+    };
+    // Blocks whose scores and weights are there at a time.
+    let (together, area) = match tiles {
+        true => (1, ROWS_OF_TILES.min(all) * block_keys),
+        false => (blocks.len().max(1), all * block_keys),
+    };
+    let sizes = [all * depth, k_size, v_size, area, area / 2, all * width, count, count * LANES, count];
     // SAFETY: words are for tiles only at a level that the machine has.
     #[cfg(target_arch = "x86_64")]
     let _tiles = tiles.then(|| unsafe { crate::x86::amx::Tiles::set_up() });
     let room: usize = sizes.iter().map(|s| s.next_multiple_of(16)).sum();
     aligned::with_scratch(room * size_of::<f32>(), |scratch| {
         let mut rest = scratch.as_mut_slice::<f32>();
-        let [queries, k_space, v_space, scores, weights, sums, maxima, totals, factors] = sizes.map(|size| {
+        let [queries, k_space, v_space, scores, weights, sums, bases, totals, factors] = sizes.map(|size| {
             let (part, tail) = std::mem::take(&mut rest).split_at_mut(size.next_multiple_of(16));
             rest = tail;
             &mut part[..size]
         });
-        let blocks = match packing.words {
-            Words::Tiles => row_blocks(count, 2 * TILE_ROWS, TILE_ROWS),
-            _ => row_blocks(count, if level >= Level::Avx512 { 12 } else { 6 }, 1),
-        };
         pack_queries(level, heads, packing, q, rows, &blocks, queries);
         sums.fill(0.0);
-        maxima.fill(f32::NEG_INFINITY);
+        bases.fill(f32::MIN);
         totals.fill(0.0);
 
         let furthest = (0..count).map(|r| rows.visible(r)).max().unwrap_or(0);
         let mut before = 0;
         for slice in slices {
             let len = slice.len().min(furthest.saturating_sub(before));
-            for first in (0..len).step_by(BLOCK) {
-                let keys = BLOCK.min(len - first);
+            for first in (0..len).step_by(block_keys) {
+                let keys = block_keys.min(len - first);
                 let (k_block, v_block) = match slice {
                     Keys::Rows { k, v, stride, .. } => {
                         let at = first * stride;
@@ -107,49 +130,45 @@ pub(super) unsafe fn attend<T: Element, R: Rows>(
                         (&*k_space, &*v_space)
                     }
                     Keys::Packed { k, v, .. } => {
-                        let block = first / BLOCK;
+                        let block = first / block_keys;
                         (&k[block * k_size..], &v[block * v_size..])
                     }
                 };
-                for block in &blocks {
-                    for panel in 0..keys.div_ceil(PANEL) {
-                        // SAFETY: the parts were sized above for these counts; the level is the machine's at most.
-                        unsafe {
-                            let a = queries.as_ptr().add(block.start * if tiles { TILE_K / 2 } else { depth });
-                            let w = k_block.as_ptr().add(panel * depth * PANEL);
-                            let tile = scores.as_mut_ptr().add(block.start * BLOCK + panel * PANEL);
-                            score_tile(level, packing, (a, all), w, block.rows, tile);
+                for blocks in blocks.chunks(together) {
+                    let start = blocks.first().map_or(0, |block| block.start);
+                    let end = blocks.last().map_or(0, |block| block.start + block.rows);
+                    for block in blocks {
+                        for panel in 0..keys.div_ceil(PANEL) {
+                            // SAFETY: the parts were sized above for these counts; the level is the machine's at most.
+                            unsafe {
+                                let a = queries.as_ptr().add(block.start * if tiles { TILE_K / 2 } else { depth });
+                                let w = k_block.as_ptr().add(panel * depth * PANEL);
+                                let tile = scores.as_mut_ptr().add((block.start - start) * block_keys + panel * PANEL);
+                                score_tile(level, packing, (a, all), w, block.rows, tile);
+                            }
                         }
                     }
-                }
-                adjust(level, &mut scores[..count * BLOCK], before + first, keys, rows);
-                // SAFETY: as above.
-                unsafe {
-                    #[cfg(target_arch = "x86_64")]
-                    if packing.words != Words::Floats {
-                        use crate::x86::attention::{scale_rows, softmax_step_bf16, values_bf16};
-                        let (s, p, f) = (scores.as_ptr(), weights.as_mut_ptr().cast(), factors.as_mut_ptr());
-                        softmax_step_bf16(s, p, maxima.as_mut_ptr(), totals.as_mut_ptr(), f, count);
-                        if tiles {
-                            scale_rows(&mut sums[..count * width], factors);
-                            let (p, v) = (weights.as_ptr().cast(), v_block.as_ptr().cast());
-                            value_tiles(p, v, keys, sums.as_mut_ptr(), width, &blocks);
-                            continue;
-                        }
-                        values_bf16(p, v_block.as_ptr().cast(), keys, f, sums.as_mut_ptr(), width, count);
-                        continue;
+                    let scores = &mut scores[..(end - start) * block_keys];
+                    let is_plain = |r| rows.bias(r).is_none() && rows.visible(r) >= before + first + block_keys;
+                    if keys < block_keys || !(start..end).all(is_plain) {
+                        adjust(level, scores, (start, before + first), (keys, block_keys), rows);
                     }
-                    let _ = &weights;
-                    softmax_step(level, scores, maxima, totals, factors);
-                    let (p, v, f) = (scores.as_ptr(), v_block.as_ptr(), factors.as_ptr());
-                    tile_values(level)(p, v, keys, f, sums.as_mut_ptr(), width, count);
+                    let running = Running {
+                        bases: &mut bases[start..end],
+                        totals: &mut totals[start * LANES..end * LANES],
+                        factors: &mut factors[start..end],
+                        sums: &mut sums[start * width..],
+                    };
+                    add_values(level, packing, scores, as_words(weights), (v_block, keys), running);
                 }
             }
             before += slice.len();
         }
         for r in 0..count {
+            let lanes = std::array::from_fn(|lane| totals[r * LANES + lane]);
+            let total = fold(lanes, |a, b| a + b);
             // A row that sees nothing is zero.
-            let inverse = if totals[r] > 0.0 { totals[r].recip() } else { 0.0 };
+            let inverse = if total > 0.0 { total.recip() } else { 0.0 };
             // SAFETY: by the contract of this function.
             let to = unsafe { std::slice::from_raw_parts_mut(out.get().add(rows.offset(r)), d) };
             for (to, sum) in to.iter_mut().zip(&sums[r * width..]) {
@@ -160,20 +179,58 @@ pub(super) unsafe fn attend<T: Element, R: Rows>(
     });
 }
 
+/// Scores of one block of keys to weights, and the values by these weights onto the sums.
+fn add_values(
+    level: Level,
+    packing: Packing,
+    scores: &mut [f32],
+    weights: &mut [u32],
+    (v, keys): (&[f32], usize),
+    running: Running<'_>,
+) {
+    let Running { bases, totals, factors, sums } = running;
+    let (rows, width) = (bases.len(), packing.width());
+    // SAFETY: all has the size that `attend` gave it; words are for what the machine has.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        if packing.words != Words::Floats {
+            use crate::x86::attention::{scale_rows, softmax_step_bf16, values_bf16};
+            let v = v.as_ptr().cast();
+            if packing.words == Words::Tiles {
+                if softmax_step_bf16::<{ BLOCK_OF_TILES / 16 }>(scores, weights, bases, totals, factors) {
+                    scale_rows(&mut sums[..rows * width], factors);
+                }
+                return value_tiles(weights.as_ptr(), v, keys, sums.as_mut_ptr(), width, rows);
+            }
+            softmax_step_bf16::<{ BLOCK / 16 }>(scores, weights, bases, totals, factors);
+            return values_bf16(weights.as_ptr(), v, keys, factors.as_ptr(), sums.as_mut_ptr(), width, rows);
+        }
+        let _ = weights;
+        softmax_step(level, scores, bases, totals, factors);
+        tile_values(level)(scores.as_ptr(), v.as_ptr(), keys, factors.as_ptr(), sums.as_mut_ptr(), width, rows);
+    }
+}
+
 by_level! {
-    /// Adds the rows' biases to a block of scores that starts at key `first`, and hides what a row may not see.
-    fn adjust(scores: &mut [f32], first: usize, keys: usize, rows: &dyn Rows) = adjust_body
+    /// Adds the rows' biases to a block of scores, and hides what a row may not see. `first` is the number of the first
+    /// row and of the first key; `keys` are there of those of a block.
+    fn adjust(scores: &mut [f32], first: (usize, usize), keys: (usize, usize), rows: &dyn Rows) = adjust_body
 }
 
 #[inline(always)]
-fn adjust_body<const FUSED: bool>(scores: &mut [f32], first: usize, keys: usize, rows: &dyn Rows) {
-    for (r, row) in scores.chunks_exact_mut(BLOCK).enumerate() {
-        if let Some(bias) = rows.bias(r) {
+fn adjust_body<const FUSED: bool>(
+    scores: &mut [f32],
+    (first_row, first): (usize, usize),
+    (keys, of_block): (usize, usize),
+    rows: &dyn Rows,
+) {
+    for (r, row) in scores.chunks_exact_mut(of_block).enumerate() {
+        if let Some(bias) = rows.bias(first_row + r) {
             for (score, bias) in row.iter_mut().zip(&bias[first..]) {
                 *score += bias;
             }
         }
-        let seen = rows.visible(r).saturating_sub(first).min(keys);
+        let seen = rows.visible(first_row + r).saturating_sub(first).min(keys);
         row[seen..].fill(f32::NEG_INFINITY);
     }
 }
@@ -229,7 +286,7 @@ fn pack_queries<R: Rows>(
 ///
 /// # Safety
 /// `a` has `rows x depth` words (for tiles, one step of `all` rows after the other), `w` `depth x PANEL`, `tile` rows of
-/// PANEL floats BLOCK apart.
+/// PANEL floats, the keys of a block apart.
 unsafe fn score_tile(
     level: Level,
     packing: Packing,
@@ -254,7 +311,7 @@ unsafe fn score_tile(
                     b_step: 2 * TILE_K * PANEL,
                     steps: packing.depth() / (TILE_K / 2),
                 };
-                return multiply(operands, rows, tile, 4 * BLOCK, true, std::ptr::null());
+                return multiply(operands, (rows, PANEL), tile, 4 * BLOCK_OF_TILES, true, std::ptr::null());
             }
             if packing.words == Words::Pairs {
                 let run = crate::x86::avx512::TILES_BF16[rows - 1];
@@ -279,27 +336,25 @@ unsafe fn score_tile(
 /// `sums += p · v`, in tiles.
 ///
 /// # Safety
-/// `p` has BLOCK / 2 words for each row of the blocks (filled up to whole tiles), `v` `keys / 2 x width` filled up to
-/// whole steps, `sums` `width` floats a row; width divides by PANEL; this thread has AMX's registers set up.
+/// `p` has BLOCK_OF_TILES / 2 words for each row, `v` `keys / 2 x width` filled up to whole steps, `sums` `width` floats a
+/// row, all rows filled up to whole tiles; width divides by LANES; this thread has AMX's registers set up.
 #[cfg(target_arch = "x86_64")]
-unsafe fn value_tiles(p: *const u32, v: *const u32, keys: usize, sums: *mut f32, width: usize, blocks: &[RowBlock]) {
+unsafe fn value_tiles(p: *const u32, v: *const u32, keys: usize, sums: *mut f32, width: usize, rows: usize) {
     use crate::x86::amx::{Operands, multiply};
-    for block in blocks {
-        for column in (0..width).step_by(PANEL) {
-            // SAFETY: by the contract of this function.
-            unsafe {
-                let operands = Operands {
-                    a: p.add(block.start * BLOCK / 2).cast(),
-                    a_row: 2 * BLOCK,
-                    a_step: 2 * TILE_K,
-                    b: v.add(column).cast(),
-                    b_row: 4 * width,
-                    b_step: 2 * TILE_K * width,
-                    steps: keys.div_ceil(TILE_K),
-                };
-                let out = sums.add(block.start * width + column);
-                multiply(operands, block.rows, out, 4 * width, false, std::ptr::null());
-            }
+    for column in (0..width).step_by(PANEL) {
+        // SAFETY: by the contract of this function.
+        unsafe {
+            let operands = Operands {
+                a: p.cast(),
+                a_row: 2 * BLOCK_OF_TILES,
+                a_step: 2 * TILE_K,
+                b: v.add(column).cast(),
+                b_row: 4 * width,
+                b_step: 2 * TILE_K * width,
+                steps: keys.div_ceil(TILE_K),
+            };
+            let columns = PANEL.min(width - column);
+            multiply(operands, (rows, columns), sums.add(column), 4 * width, false, std::ptr::null());
         }
     }
 }
@@ -354,35 +409,31 @@ unsafe fn values_portable(
 }
 
 by_level! {
-    /// Scores of one block to weights: `p = 2^(s − max)`, with the running maximum and total of each row brought up
-    /// to date, and the factor for what the row has summed before.
-    fn softmax_step(scores: &mut [f32], maxima: &mut [f32], totals: &mut [f32], factors: &mut [f32]) = softmax_body
+    /// Scores of one block to weights: `p = 2^(s − base)`, the base being the row's largest score so far, with the totals
+    /// brought up to date, and the factor for what the row has summed before.
+    fn softmax_step(scores: &mut [f32], bases: &mut [f32], totals: &mut [f32], factors: &mut [f32]) = softmax_body
 }
 
 #[inline(always)]
-fn softmax_body<const FUSED: bool>(scores: &mut [f32], maxima: &mut [f32], totals: &mut [f32], factors: &mut [f32]) {
-    let state = maxima.iter_mut().zip(totals).zip(factors);
-    for (row, ((max, total), factor)) in scores.chunks_exact_mut(BLOCK).zip(state) {
-        let mut lanes = [f32::NEG_INFINITY; LANES];
+fn softmax_body<const FUSED: bool>(scores: &mut [f32], bases: &mut [f32], totals: &mut [f32], factors: &mut [f32]) {
+    let state = bases.iter_mut().zip(totals.as_chunks_mut::<LANES>().0).zip(factors);
+    for (row, ((base, totals), factor)) in scores.chunks_exact_mut(BLOCK).zip(state) {
+        let mut lanes = [*base; LANES];
         for chunk in row.chunks_exact(LANES) {
             for (lane, score) in lanes.iter_mut().zip(chunk) {
                 *lane = if *score > *lane { *score } else { *lane };
             }
         }
         let highest = fold(lanes, |a, b| if a > b { a } else { b });
-        let highest = if highest > *max { highest } else { *max };
-        // While nothing was seen, all weights are 2^(−inf − 0) = 0.
-        let base = if highest == f32::NEG_INFINITY { 0.0 } else { highest };
-        let mut lanes = [0.0f32; LANES];
+        *factor = exp2::<FUSED>(*base - highest);
+        *base = highest;
+        totals.iter_mut().for_each(|total| *total *= *factor);
         for chunk in row.chunks_exact_mut(LANES) {
-            for (lane, score) in lanes.iter_mut().zip(chunk) {
-                *score = exp2::<FUSED>(*score - base);
-                *lane += *score;
+            for (total, score) in totals.iter_mut().zip(chunk) {
+                *score = exp2::<FUSED>(*score - highest);
+                *total += *score;
             }
         }
-        *factor = exp2::<FUSED>(*max - base);
-        *total = *total * *factor + fold(lanes, |a, b| a + b);
-        *max = highest;
     }
 }
 

@@ -1,8 +1,8 @@
 //! Attention of one image's tokens among themselves.
 
+use super::Heads;
 use super::pack::Packing;
-use super::tile::{Keys, ROWS, Rows, attend};
-use super::{BLOCK, Heads};
+use super::tile::{Keys, Rows, attend, rows_of_pass};
 use crate::aligned;
 use crate::cpu::Level;
 use crate::error::{Error, Result, check_len};
@@ -84,8 +84,10 @@ pub(super) fn vision_attention_at(
         check_len("pad marks", pad.len(), tokens)?;
     }
 
+    let packing = Packing { d: heads.dim, words: heads.words(level) };
+    let block_keys = packing.keys();
     // Biases in the units of exp2, for ordinary and for padding queries, filled up to whole blocks.
-    let padded = tokens.next_multiple_of(BLOCK);
+    let padded = tokens.next_multiple_of(block_keys);
     let bias = key_bias.map(|bias| {
         let mut bias: Vec<f32> = bias.iter().map(|b| b * LOG2_E).collect();
         bias.resize(padded, 0.0);
@@ -102,17 +104,16 @@ pub(super) fn vision_attention_at(
     });
 
     // Keys are packed once for all passes, block by block over all heads, as they lie in memory.
-    let packing = Packing { d: heads.dim, words: heads.words(level) };
     let (k_size, v_size) = packing.sizes();
-    let blocks = tokens.div_ceil(BLOCK);
+    let blocks = tokens.div_ceil(block_keys);
     let head_size = blocks * (k_size + v_size);
     let threads = threads::for_work(2 * tokens * tokens * heads.query_row() / 40);
     aligned::with_scratch(heads.query * head_size * size_of::<f32>(), |scratch| {
         let packed = scratch.as_mut_slice::<f32>();
         let shared = Shared(packed.as_mut_ptr());
         threads::run(threads, blocks, |block| {
-            let first = block * BLOCK;
-            let keys = BLOCK.min(tokens - first);
+            let first = block * block_keys;
+            let keys = block_keys.min(tokens - first);
             for head in 0..heads.query {
                 let at = first * heads.key_row() + head * heads.dim;
                 let base = head * head_size;
@@ -127,10 +128,11 @@ pub(super) fn vision_attention_at(
             }
         });
 
-        let passes = tokens.div_ceil(ROWS);
+        let rows_of_pass = rows_of_pass(packing.words);
+        let passes = tokens.div_ceil(rows_of_pass);
         let shared = Shared(out.as_mut_ptr());
         threads::run(threads, passes * heads.query, |task| {
-            let (head, first) = (task / passes, task % passes * ROWS);
+            let (head, first) = (task / passes, task % passes * rows_of_pass);
             let rows = VisionRows {
                 heads,
                 first,
@@ -142,7 +144,7 @@ pub(super) fn vision_attention_at(
             };
             let (k, v) = packed[head * head_size..(head + 1) * head_size].split_at(blocks * k_size);
             let keys: Keys<'_, f32> = Keys::Packed { k, v, len: tokens };
-            let count = ROWS.min(tokens - first);
+            let count = rows_of_pass.min(tokens - first);
             // SAFETY: offsets lie in `out`, whose length was checked; no two tasks have the same head and token.
             #[allow(unsafe_code)]
             unsafe {

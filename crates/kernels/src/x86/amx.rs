@@ -1,4 +1,4 @@
-//! Products of tiles in AMX: 16 or 32 rows by 32 columns, summed in the units' own registers.
+//! Products of tiles in AMX: 16 or 32 rows by 16 or 32 columns, summed in the units' own registers.
 //!
 //! A step takes 32 k of bf16. Its sum is made in f32 from zero, pair by pair, and then added to what is there; products
 //! and sums are rounded to nearest, subnormal numbers count as zero (Intel's architecture instruction set extensions
@@ -148,12 +148,24 @@ macro_rules! product {
     };
 }
 
-/// [`multiply_32`] for `rows` rows, of which there are whole tiles: one up to 16 rows, else two.
+/// [`multiply_32x32`] for a part of it: one tile up to 16 rows or columns, else two.
 ///
 /// # Safety
-/// As there.
-pub(crate) unsafe fn multiply(o: Operands, rows: usize, out: *mut f32, stride: usize, first: bool, ahead: *const u8) {
-    let multiply = if rows > TILE_ROWS { multiply_32 } else { multiply_16 };
+/// As there, for whole tiles.
+pub(crate) unsafe fn multiply(
+    o: Operands,
+    (rows, columns): (usize, usize),
+    out: *mut f32,
+    stride: usize,
+    first: bool,
+    ahead: *const u8,
+) {
+    let multiply = match (rows > TILE_ROWS, columns > 16) {
+        (true, true) => multiply_32x32,
+        (false, true) => multiply_16x32,
+        (true, false) => multiply_32x16,
+        (false, false) => multiply_16x16,
+    };
     // SAFETY: by the contract of this function.
     unsafe { multiply(o, out, stride, first, ahead) };
 }
@@ -163,7 +175,7 @@ pub(crate) unsafe fn multiply(o: Operands, rows: usize, out: *mut f32, stride: u
 ///
 /// # Safety
 /// The operands can be read for all steps (at least one), the output can be written, and this thread has its [`Tiles`].
-unsafe fn multiply_32(o: Operands, out: *mut f32, stride: usize, first: bool, ahead: *const u8) {
+unsafe fn multiply_32x32(o: Operands, out: *mut f32, stride: usize, first: bool, ahead: *const u8) {
     // SAFETY: by the contract of this function; prefetching never faults.
     unsafe {
         product!(
@@ -192,12 +204,12 @@ unsafe fn multiply_32(o: Operands, out: *mut f32, stride: usize, first: bool, ah
     }
 }
 
-/// [`multiply_32`] for 16 rows.
+/// [`multiply_32x32`] for 16 rows.
 ///
 /// # Safety
 /// As there.
-unsafe fn multiply_16(o: Operands, out: *mut f32, stride: usize, first: bool, ahead: *const u8) {
-    // SAFETY: as in `multiply_32`.
+unsafe fn multiply_16x32(o: Operands, out: *mut f32, stride: usize, first: bool, ahead: *const u8) {
+    // SAFETY: as in `multiply_32x32`.
     unsafe {
         product!(
             o, out, stride, first, ahead,
@@ -212,6 +224,50 @@ unsafe fn multiply_16(o: Operands, out: *mut f32, stride: usize, first: bool, ah
                    tdpbf16ps tmm1, tmm4, tmm7",
             store: "tilestored [{out} + {stride} * 1], tmm0
                     tilestored [{out} + {stride} * 1 + 64], tmm1
+                    // {out2}"
+        );
+    }
+}
+
+/// [`multiply_32x32`] for 16 columns.
+///
+/// # Safety
+/// As there.
+unsafe fn multiply_32x16(o: Operands, out: *mut f32, stride: usize, first: bool, ahead: *const u8) {
+    // SAFETY: as in `multiply_32x32`.
+    unsafe {
+        product!(
+            o, out, stride, first, ahead,
+            zero: "tilezero tmm0
+                   tilezero tmm2",
+            load: "tileloadd tmm0, [{out} + {stride} * 1]
+                   tileloadd tmm2, [{out2} + {stride} * 1]",
+            body: "tileloadd tmm6, [{b} + {b_row} * 1]
+                   tileloadd tmm4, [{a} + {a_row} * 1]
+                   tdpbf16ps tmm0, tmm4, tmm6
+                   tileloadd tmm5, [{a2} + {a_row} * 1]
+                   tdpbf16ps tmm2, tmm5, tmm6",
+            store: "tilestored [{out} + {stride} * 1], tmm0
+                    tilestored [{out2} + {stride} * 1], tmm2"
+        );
+    }
+}
+
+/// [`multiply_32x32`] for 16 rows and 16 columns.
+///
+/// # Safety
+/// As there.
+unsafe fn multiply_16x16(o: Operands, out: *mut f32, stride: usize, first: bool, ahead: *const u8) {
+    // SAFETY: as in `multiply_32x32`.
+    unsafe {
+        product!(
+            o, out, stride, first, ahead,
+            zero: "tilezero tmm0",
+            load: "tileloadd tmm0, [{out} + {stride} * 1]",
+            body: "tileloadd tmm6, [{b} + {b_row} * 1]
+                   tileloadd tmm4, [{a} + {a_row} * 1]
+                   tdpbf16ps tmm0, tmm4, tmm6",
+            store: "tilestored [{out} + {stride} * 1], tmm0
                     // {out2}"
         );
     }

@@ -238,68 +238,71 @@ pub(crate) fn scale_rows(sums: &mut [f32], factors: &[f32]) {
     }
 }
 
-/// [`crate::attention::tile`]'s softmax step with the weights rounded to bf16.
+/// How far scores may exceed the base before it follows them. Until then weights are up to 2^SLACK, which costs no
+/// precision, and what was summed before stays as it is.
+const SLACK: f32 = 8.0;
+
+/// [`crate::attention::tile`]'s softmax step for blocks of `16 V` scores with the weights rounded to bf16; whether a
+/// factor is not 1.
 ///
-/// `2^x = 2^⌊x⌋ · p(x − ⌊x⌋)` with p of degree 5, relative error below 2e-7: far below what rounding to bf16 adds.
+/// `2^x = 2^⌊x⌋ · p(x − ⌊x⌋)` with p of degree 4, relative error below 3e-6: far below what rounding to bf16 adds.
 /// Totals are taken before the rounding.
 ///
 /// # Safety
-/// `scores` has `rows x BLOCK` floats, `weights` `rows x BLOCK / 2` words, the others `rows` floats; the machine has
-/// AVX512-BF16.
+/// The machine has AVX512-BF16.
 #[target_feature(enable = "avx512f,avx512dq,avx512bf16")]
-pub(crate) unsafe fn softmax_step_bf16(
-    scores: *const f32,
-    weights: *mut u32,
-    maxima: *mut f32,
-    totals: *mut f32,
-    factors: *mut f32,
-    rows: usize,
-) {
-    const V: usize = BLOCK / 16;
-    for r in 0..rows {
-        // SAFETY: r < rows.
-        unsafe {
-            let row: [__m512; V] = std::array::from_fn(|i| _mm512_loadu_ps(scores.add(r * BLOCK + 16 * i)));
-            let highest = row.into_iter().reduce(|a, b| _mm512_max_ps(a, b)).unwrap_or(row[0]);
-            let before = *maxima.add(r);
+pub(crate) fn softmax_step_bf16<const V: usize>(
+    scores: &[f32],
+    weights: &mut [u32],
+    bases: &mut [f32],
+    totals: &mut [f32],
+    factors: &mut [f32],
+) -> bool {
+    let mut has_changed = false;
+    let state = bases.iter_mut().zip(totals.as_chunks_mut::<16>().0).zip(factors);
+    let rows = scores.chunks_exact(16 * V).zip(weights.chunks_exact_mut(8 * V)).zip(state);
+    for ((scores, weights), ((base, total), factor)) in rows {
+        // SAFETY: i < V.
+        let scores: [__m512; V] = std::array::from_fn(|i| unsafe { _mm512_loadu_ps(scores.as_ptr().add(16 * i)) });
+        let highest = scores.into_iter().fold(scores[0], |a, b| _mm512_max_ps(a, b));
+        // SAFETY: 16 floats.
+        let mut sum = unsafe { _mm512_loadu_ps(total.as_ptr()) };
+        *factor = 1.0;
+        if _mm512_cmp_ps_mask::<_CMP_GT_OQ>(highest, _mm512_set1_ps(*base + SLACK)) != 0 {
             let highest = _mm512_reduce_max_ps(highest);
-            let highest = if highest > before { highest } else { before };
-            // While nothing was seen, all weights are 2^(−inf − 0) = 0.
-            let base = if highest == f32::NEG_INFINITY { 0.0 } else { highest };
-            let base_all = _mm512_set1_ps(base);
-            let row = row.map(|x| exp2_avx512(_mm512_sub_ps(x, base_all)));
-            let sum = _mm512_reduce_add_ps(row.into_iter().reduce(|a, b| _mm512_add_ps(a, b)).unwrap_or(row[0]));
-            for (i, two) in row.chunks_exact(2).enumerate() {
-                let rounded = _mm512_cvtne2ps_pbh(two[1], two[0]);
-                let rounded = std::mem::transmute::<__m512bh, __m512i>(rounded);
-                _mm512_storeu_si512(weights.add((r * BLOCK + 32 * i) / 2).cast(), rounded);
-            }
-            // The maximum seldom changes.
-            let factor = match highest == before {
-                true => 1.0,
-                false => _mm512_cvtss_f32(exp2_avx512(_mm512_set1_ps(before - base))),
-            };
-            *factors.add(r) = factor;
-            *totals.add(r) = *totals.add(r) * factor + sum;
-            *maxima.add(r) = highest;
+            let change = exp2_avx512(_mm512_set1_ps(*base - highest));
+            sum = _mm512_mul_ps(sum, change);
+            (*base, *factor) = (highest, _mm512_cvtss_f32(change));
+            has_changed = true;
         }
+        let base = _mm512_set1_ps(*base);
+        let powers = scores.map(|score| exp2_avx512(_mm512_sub_ps(score, base)));
+        for (two, words) in powers.as_chunks::<2>().0.iter().zip(weights.chunks_exact_mut(16)) {
+            sum = _mm512_add_ps(sum, _mm512_add_ps(two[0], two[1]));
+            let rounded = _mm512_cvtne2ps_pbh(two[1], two[0]);
+            // SAFETY: 64 bytes of any content to 16 words.
+            unsafe {
+                _mm512_storeu_si512(words.as_mut_ptr().cast(), std::mem::transmute::<__m512bh, __m512i>(rounded))
+            };
+        }
+        // SAFETY: 16 floats.
+        unsafe { _mm512_storeu_ps(total.as_mut_ptr(), sum) };
     }
+    has_changed
 }
 
-const E1: f32 = 0.6931513;
-const E2: f32 = 0.24016444;
-const E3: f32 = 0.055799916;
-const E4: f32 = 0.009017026;
-const E5: f32 = 0.0018671316;
+const E1: f32 = 0.69304484;
+const E2: f32 = 0.24128021;
+const E3: f32 = 0.052242454;
+const E4: f32 = 0.013426697;
 
-/// 2^x for x ≤ 0.
+/// 2^x for x below 128.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
 fn exp2_avx512(x: __m512) -> __m512 {
     // x − ⌊x⌋; 0 for −∞, for which the scaling below gives 0.
     let r = _mm512_reduce_ps::<1>(x);
-    let p = _mm512_fmadd_ps(_mm512_set1_ps(E5), r, _mm512_set1_ps(E4));
-    let p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(E3));
+    let p = _mm512_fmadd_ps(_mm512_set1_ps(E4), r, _mm512_set1_ps(E3));
     let p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(E2));
     let p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(E1));
     let p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0));

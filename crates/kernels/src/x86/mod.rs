@@ -6,3 +6,4 @@ pub(crate) mod avx2;
 pub(crate) mod avx512;
 pub(crate) mod quant;
 pub(crate) mod quantize_rows;
+pub(crate) mod resample;

@@ -54,6 +54,9 @@ impl From<ProcessorError> for Fault {
     }
 }
 
+/// What a JPEG begins with.
+const JPEG: [u8; 2] = [0xff, 0xd8];
+
 /// `preprocessor_config.json`; what is missing has the defaults of transformers.
 #[derive(Deserialize)]
 #[serde(default)]
@@ -212,7 +215,10 @@ impl MllamaImageProcessor {
     pub fn process_file(&self, bytes: &[u8], name: &str, limits: &ImageLimits) -> Result<PixelTiles, ImageError> {
         let image = decode(bytes, name, limits)?;
         let tiles = self.process(&image, name);
-        reuse::give_back(image.into_raw());
+        // Other decoders make their own.
+        if bytes.starts_with(&JPEG) {
+            reuse::give_back(image.into_raw());
+        }
         tiles
     }
 
@@ -224,7 +230,10 @@ impl MllamaImageProcessor {
         let geometry = self
             .fit(image.height() as usize, image.width() as usize)
             .ok_or_else(|| ImageError::Empty { name: name.to_owned() })?;
-        Ok(self.tile(&self.resize(image, geometry), geometry))
+        let resized = self.resize(image, geometry);
+        let tiles = self.tile(&resized, geometry);
+        reuse::give_back(resized.into_raw());
+        Ok(tiles)
     }
 
     /// The tiles of an image in memory, which is taken as upright.

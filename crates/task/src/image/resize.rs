@@ -1,15 +1,15 @@
 //! Pillow's 8-bit resampling with antialiasing, bit for bit.
 //!
-//! Each axis is a pass of weighted sums in fixed point with 22 fractional bits, rounded to 8 bits in between. The
-//! horizontal pass works on blocks of rows turned so that both passes are the same vectorisable kernel: lines of
-//! bytes times one weight each. It is compiled for several sets of vector instructions, of which the processor's best is
-//! taken.
+//! Each axis is a pass of weighted sums in fixed point with 22 fractional bits ([`vgen_kernels::resample`]), rounded to 8
+//! bits in between.
 
 use std::borrow::Cow;
 use std::f64::consts::PI;
 
 use image::RgbImage;
-use pulp::{Arch, NullaryFnOnce};
+use vgen_kernels::resample::{self, FRACTION_BITS, Taps};
+
+use super::reuse;
 
 /// The resampling filters that Pillow evaluates this way, with its numbers in `preprocessor_config.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,15 +76,7 @@ fn sinc(x: f64) -> f64 {
     if x == 0.0 { 1.0 } else { (x * PI).sin() / (x * PI) }
 }
 
-const FRACTION_BITS: u32 = 22;
-const HALF: i32 = 1 << (FRACTION_BITS - 1);
-
-/// Which input positions make one output position, and with which weights.
-struct Taps {
-    first: usize,
-    weights: Vec<i32>,
-}
-
+/// The weights of each position along an axis of `to` pixels.
 fn taps(from: usize, to: usize, filter: Filter) -> Vec<Taps> {
     let scale = from as f64 / to as f64;
     let filter_scale = scale.max(1.0);
@@ -124,7 +116,7 @@ pub fn resize(image: &RgbImage, width: usize, height: usize, filter: Filter) -> 
         pixels = pixels.resize_width(width, filter).resize_height(height, filter);
     }
     // The buffer has exactly the size that the dimensions ask for.
-    RgbImage::from_raw(width as u32, height as u32, pixels.data.into_owned()).unwrap_or_default()
+    RgbImage::from_raw(width as u32, height as u32, pixels.into_reused()).unwrap_or_default()
 }
 
 /// Interleaved RGB.
@@ -134,125 +126,45 @@ struct Pixels<'a> {
     data: Cow<'a, [u8]>,
 }
 
-/// Rows that the horizontal pass takes at once.
-const BLOCK: usize = 16;
-/// Accumulators of the kernel: they stay in registers.
-const LANES: usize = 48;
-
 impl Pixels<'_> {
     fn resize_height(self, height: usize, filter: Filter) -> Self {
-        let (width, taps) = (self.width, || taps(self.height, height, filter));
-        if height == self.height { self } else { self.pass(Axis::Vertical, &taps(), width, height) }
+        if height == self.height {
+            return self;
+        }
+        let mut out = reuse::take(3 * self.width * height);
+        resample::lines(&mut out, &self.data, 3 * self.width, &taps(self.height, height, filter));
+        let width = self.width;
+        self.replaced(width, height, out)
+    }
+
+    /// The bytes, in memory from [`reuse`].
+    fn into_reused(self) -> Vec<u8> {
+        match self.data {
+            Cow::Owned(data) => data,
+            Cow::Borrowed(data) => {
+                let mut copy = reuse::take(data.len());
+                copy.copy_from_slice(data);
+                copy
+            }
+        }
+    }
+
+    fn replaced(self, width: usize, height: usize, data: Vec<u8>) -> Self {
+        if let Cow::Owned(before) = self.data {
+            reuse::give_back(before);
+        }
+        Self { width, height, data: Cow::Owned(data) }
     }
 
     fn resize_width(self, width: usize, filter: Filter) -> Self {
-        let (height, taps) = (self.height, || taps(self.width, width, filter));
-        if width == self.width { self } else { self.pass(Axis::Horizontal, &taps(), width, height) }
-    }
-
-    fn pass(&self, axis: Axis, taps: &[Taps], width: usize, height: usize) -> Self {
-        let mut out = vec![0; 3 * width * height];
-        Arch::new().dispatch(Pass { axis, out: &mut out, data: &self.data, stride: 3 * self.width, taps });
-        Self { width, height, data: Cow::Owned(out) }
-    }
-}
-
-/// One axis of `data`, whose rows have `stride` bytes, resized into `out`.
-struct Pass<'a> {
-    axis: Axis,
-    out: &'a mut [u8],
-    data: &'a [u8],
-    stride: usize,
-    taps: &'a [Taps],
-}
-
-enum Axis {
-    Vertical,
-    Horizontal,
-}
-
-impl NullaryFnOnce for Pass<'_> {
-    type Output = ();
-
-    // Inlined, as all below, since only what stands in the dispatched function is compiled for its instructions.
-    #[inline(always)]
-    fn call(self) {
-        match self.axis {
-            Axis::Vertical => self.rows(),
-            Axis::Horizontal => self.columns(),
+        if width == self.width {
+            return self;
         }
+        let mut out = reuse::take(3 * width * self.height);
+        resample::pixels(&mut out, &self.data, 3 * self.width, &taps(self.width, width, filter));
+        let height = self.height;
+        self.replaced(width, height, out)
     }
-}
-
-impl Pass<'_> {
-    #[inline(always)]
-    fn rows(self) {
-        for (line, taps) in self.out.chunks_exact_mut(self.stride).zip(self.taps) {
-            weighted_lines(line, &self.data[taps.first * self.stride..], self.stride, &taps.weights);
-        }
-    }
-
-    #[inline(always)]
-    fn columns(self) {
-        // A block's pixels by column: a line of the kernel is one column of BLOCK rows.
-        let mut columns = vec![0; BLOCK * self.stride];
-        let mut resized = [0; 3 * BLOCK];
-        let to = 3 * self.taps.len();
-        for (block, out) in self.data.chunks(BLOCK * self.stride).zip(self.out.chunks_mut(BLOCK * to)) {
-            turn(block, self.stride, &mut columns);
-            for (x, taps) in self.taps.iter().enumerate() {
-                weighted_lines(&mut resized, &columns[taps.first * 3 * BLOCK..], 3 * BLOCK, &taps.weights);
-                for (line, pixel) in out.chunks_exact_mut(to).zip(resized.as_chunks::<3>().0) {
-                    line[3 * x..][..3].copy_from_slice(pixel);
-                }
-            }
-        }
-    }
-}
-
-/// Columns that are turned together: what is read and written of them stays in the nearest cache.
-const TURNED: usize = 64;
-
-/// Puts a block's rows, of `stride` bytes each, into `columns`, the pixels of a column one behind the other.
-#[inline(always)]
-fn turn(block: &[u8], stride: usize, columns: &mut [u8]) {
-    for (part, columns) in columns.chunks_mut(3 * BLOCK * TURNED).enumerate() {
-        for (row, line) in block.chunks_exact(stride).enumerate() {
-            let (pixels, _) = line[part * 3 * TURNED..].as_chunks::<3>();
-            for (pixel, column) in pixels.iter().zip(columns.as_chunks_mut::<{ 3 * BLOCK }>().0) {
-                column[3 * row..][..3].copy_from_slice(pixel);
-            }
-        }
-    }
-}
-
-/// Sets `out` to the sum of the lines of `lines`, which begin every `stride` bytes, each times its weight.
-#[inline(always)]
-fn weighted_lines(out: &mut [u8], lines: &[u8], stride: usize, weights: &[i32]) {
-    let (chunks, rest) = out.as_chunks_mut::<LANES>();
-    let tail = chunks.len() * LANES;
-    for (index, chunk) in chunks.iter_mut().enumerate() {
-        let mut sums = [HALF; LANES];
-        for (line, &weight) in lines[index * LANES..].chunks(stride).zip(weights) {
-            if let Some(line) = line.first_chunk::<LANES>() {
-                for (sum, &byte) in sums.iter_mut().zip(line) {
-                    *sum += i32::from(byte) * weight;
-                }
-            }
-        }
-        for (byte, sum) in chunk.iter_mut().zip(sums) {
-            *byte = to_byte(sum);
-        }
-    }
-    for (index, byte) in rest.iter_mut().enumerate() {
-        let bytes = lines[tail + index..].iter().step_by(stride);
-        *byte = to_byte(bytes.zip(weights).fold(HALF, |sum, (&byte, &weight)| sum + i32::from(byte) * weight));
-    }
-}
-
-#[inline(always)]
-fn to_byte(sum: i32) -> u8 {
-    (sum >> FRACTION_BITS).clamp(0, 255) as u8
 }
 
 #[cfg(test)]
