@@ -1,4 +1,5 @@
-//! CPU kernels: matrix products with weights packed once, attention by tiles, fused element-wise steps.
+//! CPU kernels: matrix products with weights packed once, attention by tiles, fused element-wise steps, and the sums of
+//! resizing pictures.
 //!
 //! What every kernel keeps:
 //!
@@ -7,7 +8,7 @@
 //!   not change one bit of it. Work is cut along outputs only, never along a sum.
 //! * **Run-time choice by CPU feature** ([`cpu::Level`]), with a portable version of each kernel that is always
 //!   compiled and is what the others are tested against. Bit equality holds within one level; the products of
-//!   quantised weights are bit-equal across levels too.
+//!   quantised weights, and resized pictures, are bit-equal across levels too.
 //! * **One thread pool**: rayon's global one, within the limit set in [`threads`]. Small work stays on the caller.
 
 pub mod activation;
