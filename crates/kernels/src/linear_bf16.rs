@@ -14,7 +14,7 @@ use crate::cpu::Level;
 use crate::linear_f32::{K_BLOCK, interleave, tile_portable};
 use crate::multiversion::by_level;
 use crate::panels::Panels;
-use crate::product::{CACHED_BLOCK_BYTES, Kernel, PANEL};
+use crate::product::{Kernel, PANEL};
 
 /// k of one block of bf16 pairs: a panel's block is 32 KiB, as with f32.
 const K_BLOCK_PAIRS: usize = 512;

@@ -26,7 +26,7 @@ pub(crate) const PANEL: usize = 32;
 const ROWS_AT_ONCE: usize = 768;
 
 /// Bytes of one k-block of packed rows that should stay in the second-level cache while panels pass by.
-pub(crate) const CACHED_BLOCK_BYTES: usize = 256 * 1024;
+const CACHED_BLOCK_BYTES: usize = 256 * 1024;
 
 /// Bytes of whole packed rows up to which they stay in that cache, so that outputs are finished panel by panel.
 const CACHED_ROWS_BYTES: usize = 640 * 1024;
