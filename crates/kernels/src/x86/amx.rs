@@ -96,55 +96,61 @@ pub(crate) struct Operands {
     pub(crate) steps: usize,
 }
 
-/// The text of a product: what begins, ends and repeats.
+/// A function of a product: what begins, ends and repeats.
 macro_rules! product {
-    ($o:ident, $out:ident, $stride:ident, $first:ident, $ahead:ident,
+    ($(#[$doc:meta])* $name:ident,
      zero: $zero:literal, load: $load:literal, body: $body:literal, store: $store:literal) => {
-        std::arch::asm!(
-            "test {first:e}, {first:e}",
-            "jz 2f",
-            $zero,
-            "jmp 3f",
-            "2:",
-            $load,
-            "3:",
-            $body,
-            // Weights that are wanted next: as many as were used.
-            "test {ahead}, {ahead}",
-            "jz 5f",
-            "mov {first:e}, 8",
-            "4:",
-            "prefetcht1 [{ahead}]",
-            "prefetcht1 [{ahead} + 64]",
-            "prefetcht1 [{ahead} + 128]",
-            "prefetcht1 [{ahead} + 192]",
-            "add {ahead}, 256",
-            "dec {first:e}",
-            "jnz 4b",
-            "5:",
-            "add {a}, {a_step}",
-            "add {a2}, {a_step}",
-            "add {b}, {b_step}",
-            "dec {steps}",
-            "jnz 3b",
-            $store,
-            first = inout(reg) u64::from($first) => _,
-            a = inout(reg) $o.a => _,
-            a2 = inout(reg) $o.a.wrapping_add(TILE_ROWS * $o.a_row) => _,
-            a_row = in(reg) $o.a_row,
-            a_step = in(reg) $o.a_step,
-            b = inout(reg) $o.b => _,
-            b_row = in(reg) $o.b_row,
-            b_step = in(reg) $o.b_step,
-            steps = inout(reg) $o.steps => _,
-            ahead = inout(reg) $ahead => _,
-            out = in(reg) $out,
-            out2 = in(reg) $out.wrapping_byte_add(TILE_ROWS * $stride),
-            stride = in(reg) $stride,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        )
+        $(#[$doc])*
+        unsafe fn $name(o: Operands, out: *mut f32, stride: usize, first: bool, ahead: *const u8) {
+            // SAFETY: by the contract of this function; prefetching never faults.
+            unsafe {
+                std::arch::asm!(
+                    "test {first:e}, {first:e}",
+                    "jz 2f",
+                    $zero,
+                    "jmp 3f",
+                    "2:",
+                    $load,
+                    "3:",
+                    $body,
+                    // Weights that are wanted next: as many as were used.
+                    "test {ahead}, {ahead}",
+                    "jz 5f",
+                    "mov {first:e}, 8",
+                    "4:",
+                    "prefetcht1 [{ahead}]",
+                    "prefetcht1 [{ahead} + 64]",
+                    "prefetcht1 [{ahead} + 128]",
+                    "prefetcht1 [{ahead} + 192]",
+                    "add {ahead}, 256",
+                    "dec {first:e}",
+                    "jnz 4b",
+                    "5:",
+                    "add {a}, {a_step}",
+                    "add {a2}, {a_step}",
+                    "add {b}, {b_step}",
+                    "dec {steps}",
+                    "jnz 3b",
+                    $store,
+                    first = inout(reg) u64::from(first) => _,
+                    a = inout(reg) o.a => _,
+                    a2 = inout(reg) o.a.wrapping_add(TILE_ROWS * o.a_row) => _,
+                    a_row = in(reg) o.a_row,
+                    a_step = in(reg) o.a_step,
+                    b = inout(reg) o.b => _,
+                    b_row = in(reg) o.b_row,
+                    b_step = in(reg) o.b_step,
+                    steps = inout(reg) o.steps => _,
+                    ahead = inout(reg) ahead => _,
+                    out = in(reg) out,
+                    out2 = in(reg) out.wrapping_byte_add(TILE_ROWS * stride),
+                    stride = in(reg) stride,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        }
     };
 }
 
@@ -170,105 +176,85 @@ pub(crate) unsafe fn multiply(
     unsafe { multiply(o, out, stride, first, ahead) };
 }
 
-/// Sets (`first`) or adds to the `32 x 32` floats at `out`, whose rows are `stride` bytes apart; asks for the weights at
-/// `ahead` meanwhile.
-///
-/// # Safety
-/// The operands can be read for all steps (at least one), the output can be written, and this thread has its [`Tiles`].
-unsafe fn multiply_32x32(o: Operands, out: *mut f32, stride: usize, first: bool, ahead: *const u8) {
-    // SAFETY: by the contract of this function; prefetching never faults.
-    unsafe {
-        product!(
-            o, out, stride, first, ahead,
-            zero: "tilezero tmm0
-                   tilezero tmm1
-                   tilezero tmm2
-                   tilezero tmm3",
-            load: "tileloadd tmm0, [{out} + {stride} * 1]
-                   tileloadd tmm1, [{out} + {stride} * 1 + 64]
-                   tileloadd tmm2, [{out2} + {stride} * 1]
-                   tileloadd tmm3, [{out2} + {stride} * 1 + 64]",
-            body: "tileloadd tmm6, [{b} + {b_row} * 1]
-                   tileloadd tmm4, [{a} + {a_row} * 1]
-                   tdpbf16ps tmm0, tmm4, tmm6
-                   tileloadd tmm7, [{b} + {b_row} * 1 + 64]
-                   tdpbf16ps tmm1, tmm4, tmm7
-                   tileloadd tmm5, [{a2} + {a_row} * 1]
-                   tdpbf16ps tmm2, tmm5, tmm6
-                   tdpbf16ps tmm3, tmm5, tmm7",
-            store: "tilestored [{out} + {stride} * 1], tmm0
-                    tilestored [{out} + {stride} * 1 + 64], tmm1
-                    tilestored [{out2} + {stride} * 1], tmm2
-                    tilestored [{out2} + {stride} * 1 + 64], tmm3"
-        );
-    }
+product! {
+    /// Sets (`first`) or adds to the `32 x 32` floats at `out`, whose rows are `stride` bytes apart; asks for the weights at
+    /// `ahead` meanwhile.
+    ///
+    /// # Safety
+    /// The operands can be read for all steps (at least one), the output can be written, and this thread has its [`Tiles`].
+    multiply_32x32,
+    zero: "tilezero tmm0
+           tilezero tmm1
+           tilezero tmm2
+           tilezero tmm3",
+    load: "tileloadd tmm0, [{out} + {stride} * 1]
+           tileloadd tmm1, [{out} + {stride} * 1 + 64]
+           tileloadd tmm2, [{out2} + {stride} * 1]
+           tileloadd tmm3, [{out2} + {stride} * 1 + 64]",
+    body: "tileloadd tmm6, [{b} + {b_row} * 1]
+           tileloadd tmm4, [{a} + {a_row} * 1]
+           tdpbf16ps tmm0, tmm4, tmm6
+           tileloadd tmm7, [{b} + {b_row} * 1 + 64]
+           tdpbf16ps tmm1, tmm4, tmm7
+           tileloadd tmm5, [{a2} + {a_row} * 1]
+           tdpbf16ps tmm2, tmm5, tmm6
+           tdpbf16ps tmm3, tmm5, tmm7",
+    store: "tilestored [{out} + {stride} * 1], tmm0
+            tilestored [{out} + {stride} * 1 + 64], tmm1
+            tilestored [{out2} + {stride} * 1], tmm2
+            tilestored [{out2} + {stride} * 1 + 64], tmm3"
 }
 
-/// [`multiply_32x32`] for 16 rows.
-///
-/// # Safety
-/// As there.
-unsafe fn multiply_16x32(o: Operands, out: *mut f32, stride: usize, first: bool, ahead: *const u8) {
-    // SAFETY: as in `multiply_32x32`.
-    unsafe {
-        product!(
-            o, out, stride, first, ahead,
-            zero: "tilezero tmm0
-                   tilezero tmm1",
-            load: "tileloadd tmm0, [{out} + {stride} * 1]
-                   tileloadd tmm1, [{out} + {stride} * 1 + 64]",
-            body: "tileloadd tmm6, [{b} + {b_row} * 1]
-                   tileloadd tmm4, [{a} + {a_row} * 1]
-                   tdpbf16ps tmm0, tmm4, tmm6
-                   tileloadd tmm7, [{b} + {b_row} * 1 + 64]
-                   tdpbf16ps tmm1, tmm4, tmm7",
-            store: "tilestored [{out} + {stride} * 1], tmm0
-                    tilestored [{out} + {stride} * 1 + 64], tmm1
-                    // {out2}"
-        );
-    }
+product! {
+    /// [`multiply_32x32`] for 16 rows.
+    ///
+    /// # Safety
+    /// As there.
+    multiply_16x32,
+    zero: "tilezero tmm0
+           tilezero tmm1",
+    load: "tileloadd tmm0, [{out} + {stride} * 1]
+           tileloadd tmm1, [{out} + {stride} * 1 + 64]",
+    body: "tileloadd tmm6, [{b} + {b_row} * 1]
+           tileloadd tmm4, [{a} + {a_row} * 1]
+           tdpbf16ps tmm0, tmm4, tmm6
+           tileloadd tmm7, [{b} + {b_row} * 1 + 64]
+           tdpbf16ps tmm1, tmm4, tmm7",
+    store: "tilestored [{out} + {stride} * 1], tmm0
+            tilestored [{out} + {stride} * 1 + 64], tmm1
+            // {out2}"
 }
 
-/// [`multiply_32x32`] for 16 columns.
-///
-/// # Safety
-/// As there.
-unsafe fn multiply_32x16(o: Operands, out: *mut f32, stride: usize, first: bool, ahead: *const u8) {
-    // SAFETY: as in `multiply_32x32`.
-    unsafe {
-        product!(
-            o, out, stride, first, ahead,
-            zero: "tilezero tmm0
-                   tilezero tmm2",
-            load: "tileloadd tmm0, [{out} + {stride} * 1]
-                   tileloadd tmm2, [{out2} + {stride} * 1]",
-            body: "tileloadd tmm6, [{b} + {b_row} * 1]
-                   tileloadd tmm4, [{a} + {a_row} * 1]
-                   tdpbf16ps tmm0, tmm4, tmm6
-                   tileloadd tmm5, [{a2} + {a_row} * 1]
-                   tdpbf16ps tmm2, tmm5, tmm6",
-            store: "tilestored [{out} + {stride} * 1], tmm0
-                    tilestored [{out2} + {stride} * 1], tmm2"
-        );
-    }
+product! {
+    /// [`multiply_32x32`] for 16 columns.
+    ///
+    /// # Safety
+    /// As there.
+    multiply_32x16,
+    zero: "tilezero tmm0
+           tilezero tmm2",
+    load: "tileloadd tmm0, [{out} + {stride} * 1]
+           tileloadd tmm2, [{out2} + {stride} * 1]",
+    body: "tileloadd tmm6, [{b} + {b_row} * 1]
+           tileloadd tmm4, [{a} + {a_row} * 1]
+           tdpbf16ps tmm0, tmm4, tmm6
+           tileloadd tmm5, [{a2} + {a_row} * 1]
+           tdpbf16ps tmm2, tmm5, tmm6",
+    store: "tilestored [{out} + {stride} * 1], tmm0
+            tilestored [{out2} + {stride} * 1], tmm2"
 }
 
-/// [`multiply_32x32`] for 16 rows and 16 columns.
-///
-/// # Safety
-/// As there.
-unsafe fn multiply_16x16(o: Operands, out: *mut f32, stride: usize, first: bool, ahead: *const u8) {
-    // SAFETY: as in `multiply_32x32`.
-    unsafe {
-        product!(
-            o, out, stride, first, ahead,
-            zero: "tilezero tmm0",
-            load: "tileloadd tmm0, [{out} + {stride} * 1]",
-            body: "tileloadd tmm6, [{b} + {b_row} * 1]
-                   tileloadd tmm4, [{a} + {a_row} * 1]
-                   tdpbf16ps tmm0, tmm4, tmm6",
-            store: "tilestored [{out} + {stride} * 1], tmm0
-                    // {out2}"
-        );
-    }
+product! {
+    /// [`multiply_32x32`] for 16 rows and 16 columns.
+    ///
+    /// # Safety
+    /// As there.
+    multiply_16x16,
+    zero: "tilezero tmm0",
+    load: "tileloadd tmm0, [{out} + {stride} * 1]",
+    body: "tileloadd tmm6, [{b} + {b_row} * 1]
+           tileloadd tmm4, [{a} + {a_row} * 1]
+           tdpbf16ps tmm0, tmm4, tmm6",
+    store: "tilestored [{out} + {stride} * 1], tmm0
+            // {out2}"
 }
