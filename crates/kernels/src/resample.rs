@@ -39,6 +39,16 @@ pub fn pixels(out: &mut [u8], data: &[u8], stride: usize, taps: &[Taps]) {
     pixels_at(Level::current(), out, data, stride, taps);
 }
 
+/// Sets `out` to a line at twice the resolution, from the line that is `near`est and the one on its other side: three
+/// parts of the nearer sample, one of the farther, in both directions. Halves are rounded down and up in turns, as in
+/// libjpeg (`jdsample.c`, `h2v2_fancy_upsample`).
+///
+/// # Panics
+/// If `far` is shorter than `near`, or `out` than twice that.
+pub fn double(near: &[u8], far: &[u8], out: &mut [u8]) {
+    double_by_level(Level::current(), near, far, out);
+}
+
 fn lines_at(level: Level, out: &mut [u8], data: &[u8], stride: usize, taps: &[Taps]) {
     #[cfg(target_arch = "x86_64")]
     if level >= Level::Avx512Vnni && crate::x86::resample::can_lines(stride, taps) {
@@ -57,6 +67,7 @@ fn pixels_at(level: Level, out: &mut [u8], data: &[u8], stride: usize, taps: &[T
 
 by_level! { fn lines_by_level(out: &mut [u8], data: &[u8], stride: usize, taps: &[Taps]) = lines_body }
 by_level! { fn pixels_by_level(out: &mut [u8], data: &[u8], stride: usize, taps: &[Taps]) = pixels_body }
+by_level! { fn double_by_level(near: &[u8], far: &[u8], out: &mut [u8]) = double_body }
 
 #[inline(always)]
 fn lines_body<const FUSED: bool>(out: &mut [u8], data: &[u8], stride: usize, taps: &[Taps]) {
@@ -132,6 +143,19 @@ fn weighted_lines(out: &mut [u8], lines: &[u8], stride: usize, weights: &[i32]) 
 #[inline(always)]
 fn to_byte(sum: i32) -> u8 {
     (sum >> FRACTION_BITS).clamp(0, 255) as u8
+}
+
+#[inline(always)]
+fn double_body<const FUSED: bool>(near: &[u8], far: &[u8], out: &mut [u8]) {
+    let sum = |near: u8, far: u8| 3 * u16::from(near) + u16::from(far);
+    let Some(last) = near.len().checked_sub(1) else { return };
+    out[0] = ((4 * sum(near[0], far[0]) + 8) >> 4) as u8;
+    out[2 * last + 1] = ((4 * sum(near[last], far[last]) + 7) >> 4) as u8;
+    let between = out[1..].as_chunks_mut::<2>().0;
+    for (out, (near, far)) in between.iter_mut().zip(near.windows(2).zip(far.windows(2))) {
+        let (left, right) = (sum(near[0], far[0]), sum(near[1], far[1]));
+        *out = [((3 * left + right + 7) >> 4) as u8, ((3 * right + left + 8) >> 4) as u8];
+    }
 }
 
 #[cfg(test)]
@@ -230,6 +254,23 @@ mod tests {
                 pixels_at(level, &mut out, &[200, 1, 200, 190, 2, 190], 6, taps);
                 let red = plain(|pixel| [200, 190][pixel], &taps[0]);
                 assert_eq!((out[0], out[2]), (red, red), "{level:?}");
+            }
+        }
+    }
+
+    /// Halves are rounded up for samples that lie left of the near one, down for those right of it.
+    #[test]
+    fn every_level_doubles_exactly() {
+        for width in [1, 2, 3, 15, 16, 17, 64, 131] {
+            let (near, far) = (bytes(width, 3), bytes(width, 4));
+            let at = |x: usize| 3 * u32::from(near[x]) + u32::from(far[x]);
+            let left = |x: usize| ((3 * at(x) + at(x.saturating_sub(1)) + 8) >> 4) as u8;
+            let right = |x: usize| ((3 * at(x) + at((x + 1).min(width - 1)) + 7) >> 4) as u8;
+            let expected: Vec<u8> = (0..width).flat_map(|x| [left(x), right(x)]).collect();
+            for level in Level::available() {
+                let mut out = vec![7; 2 * width];
+                double_by_level(level, &near, &far, &mut out);
+                assert_eq!(out, expected, "{level:?} {width}");
             }
         }
     }

@@ -11,6 +11,7 @@ use libjpeg_turbo_rs::ComponentInfo;
 use libjpeg_turbo_rs::common::huffman_table::HuffmanTable;
 use libjpeg_turbo_rs::decode::marker::{JpegMetadata, MarkerReader};
 use libjpeg_turbo_rs::simd::{self, SimdRoutines};
+use vgen_kernels::resample::double;
 
 use super::huffman::{Bits, Codes, Segments};
 
@@ -151,7 +152,7 @@ impl Picture {
                     for (to, [near, far]) in colours.iter_mut().zip(near_and_far) {
                         match down {
                             1 => routines.fancy_upsample_h2v1(near, width_of_colour, to),
-                            _ => interpolate(near, far, to),
+                            _ => double(near, far, to),
                         }
                     }
                     colours.each_ref().map(Vec::as_slice)
@@ -182,21 +183,6 @@ impl Component {
             }
         }
         Some(())
-    }
-}
-
-/// A line of colour at twice the resolution, from the sampled line that is nearest and the one on its other side: three
-/// parts of the nearer sample, one of the farther, in both directions.
-fn interpolate(near: &[u8], far: &[u8], to: &mut [u8]) {
-    let sum = |near: u8, far: u8| 3 * u16::from(near) + u16::from(far);
-    if let ([first, .., last], [far_first, .., far_last]) = (near, far) {
-        to[0] = ((4 * sum(*first, *far_first) + 8) >> 4) as u8;
-        to[2 * near.len() - 1] = ((4 * sum(*last, *far_last) + 7) >> 4) as u8;
-    }
-    let pairs = near.windows(2).zip(far.windows(2));
-    for (to, (near, far)) in to[1..].as_chunks_mut::<2>().0.iter_mut().zip(pairs) {
-        let (left, right) = (sum(near[0], far[0]), sum(near[1], far[1]));
-        *to = [((3 * left + right + 7) >> 4) as u8, ((3 * right + left + 8) >> 4) as u8];
     }
 }
 
