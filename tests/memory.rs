@@ -208,8 +208,8 @@ fn run(dtype: DTypeChoice, in_place: bool) {
     let taken = peak.load(Ordering::Relaxed) - before;
     let images = u64::from(IMAGES) * plan.max_tiles * plan.cross_kv_per_tile;
     let rows = 8 * plan.row(prompt + u64::from(NEW), 0, 1);
-    // The memory of one prepared image is kept for the next.
-    let pixels = plan.max_tiles * plan.pixels_per_tile;
+    // All images are prepared while the first ones are encoded, or with little memory one at a time.
+    let pixels = if in_place { 1 } else { u64::from(IMAGES) } * plan.max_tiles * plan.pixels_per_tile;
     let expected = plan.weights + plan.workspace() + images + rows + pixels;
     let report = format!(
         "loaded {loaded} of {} planned ({in_map} in the map), peak {taken} of {expected} planned (workspace {} of it, images {images}, rows {rows}, pixels {pixels})",

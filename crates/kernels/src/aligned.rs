@@ -90,13 +90,17 @@ const KEPT: usize = 8;
 pub(crate) fn with_scratch<T>(bytes: usize, body: impl FnOnce(&mut Aligned) -> T) -> T {
     let fitting = {
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-        // The smallest that fits, else whichever is there, to be replaced by a larger one.
+        // The smallest that fits, else the largest, to be replaced by a larger one: there are never more than were in use
+        // at a time.
         let best = (0..free.len()).filter(|i| free[*i].bytes() >= bytes).min_by_key(|i| free[*i].bytes());
-        best.or_else(|| if free.len() >= KEPT { Some(0) } else { None }).map(|i| free.swap_remove(i))
+        best.or_else(|| (0..free.len()).max_by_key(|i| free[*i].bytes())).map(|i| free.swap_remove(i))
     };
     let mut buffer = match fitting {
         Some(buffer) if buffer.bytes() >= bytes => buffer,
-        _ => Aligned::zeroed(bytes),
+        too_small => {
+            drop(too_small);
+            Aligned::zeroed(bytes)
+        }
     };
     let result = body(&mut buffer);
     let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);

@@ -22,8 +22,8 @@ use crate::threads::{self, Shared};
 /// Outputs in one panel of packed weights.
 pub(crate) const PANEL: usize = 32;
 
-/// Rows whose packed form is held at one time.
-const ROWS_AT_ONCE: usize = 768;
+/// Rows whose packed form, or whose results within a feed-forward network, are held at one time.
+pub const ROWS_AT_ONCE: usize = 768;
 
 /// Bytes of one k-block of packed rows that should stay in the second-level cache while panels pass by.
 const CACHED_BLOCK_BYTES: usize = 256 * 1024;

@@ -2,12 +2,14 @@
 //!
 //! Each function is the kernel of the same name on the tensors' memory, without a copy of the inputs.
 
+use std::cell::Cell;
 use std::ops::{Deref, Range};
 
-use candle_core::{Device, Error, Result, Storage, Tensor};
+use candle_core::{CpuStorage, Device, Error, InplaceOp1, Layout, Result, Storage, Tensor};
 
 use crate::activation;
 use crate::attention::{self, CausalSequence, CrossSpan, Heads};
+use crate::encoder::{self, Affine, ImageRows};
 use crate::epilogue::Epilogue;
 use crate::linear::{Element, PackedLinear, Product};
 use crate::norm::{self, Norm};
@@ -36,6 +38,26 @@ impl<G: Deref<Target = Storage>> Values<G> {
     }
 }
 
+/// Holds tensors where there are some.
+fn hold<'a, const N: usize>(
+    tensors: [Option<&'a Tensor>; N],
+) -> Result<[Option<Values<impl Deref<Target = Storage> + 'a>>; N]> {
+    let mut held = [const { None }; N];
+    for (held, tensor) in held.iter_mut().zip(tensors) {
+        *held = tensor.map(values).transpose()?;
+    }
+    Ok(held)
+}
+
+/// The elements of tensors, none where there is no tensor.
+fn elements<const N: usize, G: Deref<Target = Storage>>(held: &[Option<Values<G>>; N]) -> Result<[&[f32]; N]> {
+    let mut elements = [&[][..]; N];
+    for (elements, held) in elements.iter_mut().zip(held) {
+        *elements = held.as_ref().map_or(Ok(&[][..]), Values::get)?;
+    }
+    Ok(elements)
+}
+
 /// Calls `body` with the elements of a contiguous f32 tensor in CPU memory.
 ///
 /// # Errors
@@ -52,6 +74,22 @@ fn same_shape(x: &Tensor, body: impl FnOnce(&[f32], &mut [f32]) -> Result<()>) -
         Ok(out)
     })?;
     Tensor::from_vec(out, x.shape(), &Device::Cpu)
+}
+
+/// A step that overwrites a tensor's elements.
+struct Overwrite<F>(Cell<Option<F>>);
+
+impl<F: FnOnce(&mut [f32]) -> Result<()>> InplaceOp1 for Overwrite<F> {
+    fn name(&self) -> &'static str {
+        "overwrite"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        match (storage, layout.contiguous_offsets(), self.0.take()) {
+            (CpuStorage::F32(values), Some((start, end)), Some(step)) => step(&mut values[start..end]),
+            _ => Err(Error::RequiresContiguous { op: "kernel" }.bt()),
+        }
+    }
 }
 
 /// A norm of a product's input.
@@ -73,6 +111,24 @@ pub enum InputNorm<'a> {
         /// Added to the variance.
         eps: f32,
     },
+}
+
+impl<'a> InputNorm<'a> {
+    /// What it multiplies by and adds.
+    fn tensors(self) -> [Option<&'a Tensor>; 2] {
+        match self {
+            Self::Rms { weight, .. } => [Some(weight), None],
+            Self::Layer { weight, bias, .. } => [Some(weight), Some(bias)],
+        }
+    }
+
+    /// With the elements of [`Self::tensors`].
+    fn with<'v>(self, [weight, bias]: [&'v [f32]; 2]) -> Norm<'v> {
+        match self {
+            Self::Rms { eps, .. } => Norm::Rms { weight, eps },
+            Self::Layer { eps, .. } => Norm::Layer { weight, bias, eps },
+        }
+    }
 }
 
 /// What is done to a product after its bias.
@@ -112,17 +168,9 @@ pub fn linear_each(x: &Tensor, norm: Option<InputNorm<'_>>, layers: &[Layer<'_>]
         [lead @ .., k_in] => (lead, *k_in),
     };
     let m = lead.iter().product::<usize>();
-    let (weight, offset) = match norm {
-        None => (None, None),
-        Some(InputNorm::Rms { weight, .. }) => (Some(values(weight)?), None),
-        Some(InputNorm::Layer { weight, bias, .. }) => (Some(values(weight)?), Some(values(bias)?)),
-    };
-    let weight = weight.as_ref().map_or(Ok(&[][..]), |values| values.get())?;
-    let bias = offset.as_ref().map_or(Ok(&[][..]), |values| values.get())?;
-    let norm = norm.map(|norm| match norm {
-        InputNorm::Rms { eps, .. } => Norm::Rms { weight, eps },
-        InputNorm::Layer { eps, .. } => Norm::Layer { weight, bias, eps },
-    });
+    let held = norm.map_or(Ok([None, None]), |norm| hold(norm.tensors()))?;
+    let factors = elements(&held)?;
+    let norm = norm.map(|norm| norm.with(factors));
     let mut guards = Vec::with_capacity(layers.len());
     for layer in layers {
         if layer.linear.k_in() != k_in {
@@ -152,6 +200,63 @@ pub fn linear_each(x: &Tensor, norm: Option<InputNorm<'_>>, layers: &[Layer<'_>]
         .zip(layers)
         .map(|(out, layer)| Tensor::from_vec(out, [lead, &[layer.linear.n_out()]].concat(), &Device::Cpu))
         .collect()
+}
+
+/// [`encoder::EncoderLayer`]; nothing comes after a product but what belongs there.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)] // as there
+pub struct EncoderLayer<'a> {
+    pub attention_norm: InputNorm<'a>,
+    pub qkv: [Layer<'a>; 3],
+    pub o: Layer<'a>,
+    pub attention_gate: f32,
+    pub mlp_norm: InputNorm<'a>,
+    pub fc1: Layer<'a>,
+    pub fc2: Layer<'a>,
+    pub mlp_gate: f32,
+}
+
+impl EncoderLayer<'_> {
+    /// [`encoder::EncoderLayer::forward`] on `x`, `[rows, heads · d]`, and on all tensors that share its memory.
+    ///
+    /// # Errors
+    /// If a tensor is no contiguous f32 tensor in CPU memory or the sizes don't fit.
+    pub fn forward(&self, heads: &Heads, images: &[ImageRows<'_>], x: &Tensor) -> Result<()> {
+        let [q, k, v] = self.qkv;
+        let layers = [q, k, v, self.o, self.fc1, self.fc2];
+        let held = hold(layers.map(|layer| layer.bias))?;
+        let (attention_norm, mlp_norm) = (hold(self.attention_norm.tensors())?, hold(self.mlp_norm.tensors())?);
+        let mut biases = elements(&held)?.into_iter();
+        let [q, k, v, o, fc1, fc2] = layers.map(|Layer { linear, bias, .. }| {
+            let elements = biases.next().unwrap_or_default();
+            Affine { linear, bias: bias.map(|_| elements) }
+        });
+        let layer = encoder::EncoderLayer {
+            attention_norm: self.attention_norm.with(elements(&attention_norm)?),
+            qkv: [q, k, v],
+            o,
+            attention_gate: self.attention_gate,
+            mlp_norm: self.mlp_norm.with(elements(&mlp_norm)?),
+            fc1,
+            fc2,
+            mlp_gate: self.mlp_gate,
+        };
+        x.inplace_op1(&Overwrite(Cell::new(Some(|x: &mut [f32]| Ok(layer.forward(heads, images, x)?)))))
+    }
+}
+
+/// [`encoder::interleave`] on tensors `[rows, width]`.
+///
+/// # Errors
+/// If a tensor is no contiguous f32 tensor in CPU memory or the sizes differ.
+pub fn interleave(last: &Tensor, states: &[Tensor]) -> Result<Tensor> {
+    let (rows, width) = last.dims2()?;
+    let wide = width * (1 + states.len());
+    let held = states.iter().map(values).collect::<Result<Vec<_>>>()?;
+    let states = held.iter().map(Values::get).collect::<Result<Vec<_>>>()?;
+    let mut out = vec![0.0; rows * wide];
+    with_slice(last, |last| Ok(encoder::interleave(last, &states, width, &mut out)?))?;
+    Tensor::from_vec(out, (rows, wide), &Device::Cpu)
 }
 
 impl PackedLinear {

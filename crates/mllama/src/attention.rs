@@ -15,6 +15,7 @@ use candle_core::{DType, Layout, Storage, Tensor, WithDType};
 use vgen_kernels::Element;
 use vgen_kernels::attention::{CausalSequence, CrossSpan, Heads, ImageKeys, Inside};
 use vgen_kernels::attention::{causal_attention, cross_attention, vision_attention};
+use vgen_kernels::encoder::ImageRows;
 
 use crate::error::Result;
 use crate::key_bias::KeyBias;
@@ -53,6 +54,13 @@ pub(crate) struct ImageTokens {
     pub(crate) key_bias: Vec<f32>,
     /// The same on the device, for the portable path.
     pub(crate) key_bias_there: OnceCell<KeyBias>,
+}
+
+impl ImageTokens {
+    /// For a layer by kernel.
+    pub(crate) fn rows(&self) -> ImageRows<'_> {
+        ImageRows { rows: self.start..self.start + self.tokens, live: self.live, key_bias: &self.key_bias }
+    }
 }
 
 /// New tokens of a text, and the keys and values of all its tokens so far, the new ones included.
@@ -125,6 +133,14 @@ impl Path {
         }
         let y = if blocks.len() == 1 { blocks.swap_remove(0) } else { Tensor::cat(&blocks, 0)? };
         if whole > rows { Ok(y.narrow(0, 0, rows)?) } else { Ok(y) }
+    }
+
+    /// For the attention of images by kernel.
+    pub(crate) fn heads_by_kernel(self, heads: usize, d: usize) -> Option<Heads> {
+        match self {
+            Self::Kernels { inside } => Some(Heads::full(heads, d).inside(inside)),
+            Self::Portable { .. } => None,
+        }
     }
 
     /// Attention within each image of a flat batch, as many key as query heads.

@@ -195,7 +195,7 @@ impl Linear {
     }
 
     /// For the CPU kernels, if the weight is packed.
-    fn packed<'a>(&'a self, after: After<'a>) -> Option<Layer<'a>> {
+    pub(crate) fn packed<'a>(&'a self, after: After<'a>) -> Option<Layer<'a>> {
         match &self.weight {
             Weight::Packed(linear) => Some(Layer { linear, bias: self.bias.as_ref(), after }),
             _ => None,

@@ -239,12 +239,13 @@ impl Model {
         self.counters.images_encoded.fetch_add(images.len() as u64, Ordering::Relaxed);
         let mut encoded = Vec::with_capacity(images.len());
         for (image, output) in images.iter().zip(outputs) {
-            let layout = tower.layout(image.aspect_ratio_id);
+            let (output, layout) = (output?, tower.layout(image.aspect_ratio_id));
             let projected = projector.linear.forward(&output)?;
             if let Some(observer) = observer.as_deref_mut() {
                 observer("output", &output);
                 observer("projected", &projected);
             }
+            drop(output);
             let states =
                 VisionStates { projected, live_tokens: layout.live_tokens(), unused_weight: layout.unused_weight() };
             encoded.push(self.text.cross_kv(&states)?);

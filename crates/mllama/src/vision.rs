@@ -24,6 +24,7 @@ use std::cell::OnceCell;
 
 use candle_core::{DType, Device, Tensor};
 use vgen_core::PixelTiles;
+use vgen_kernels::tensor::{self as kernels, After, EncoderLayer};
 
 use crate::attention::{ImageTokens, Path};
 use crate::config::VisionConfig;
@@ -276,8 +277,12 @@ impl VisionTower {
     }
 
     /// Final and intermediate states of some images, each `[tokens, output size]`, tokens as in the local layout
-    /// without padding patches.
-    pub(crate) fn forward(&self, images: &[&PixelTiles], mut observer: Option<Observer>) -> Result<Vec<Tensor>> {
+    /// without padding patches. An image's are put together when they are asked for.
+    pub(crate) fn forward<'a>(
+        &'a self,
+        images: &[&PixelTiles],
+        mut observer: Option<Observer>,
+    ) -> Result<impl Iterator<Item = Result<Tensor>> + use<'a>> {
         images.iter().try_for_each(|image| self.check(image))?;
         let layouts: Vec<_> = images.iter().map(|image| self.layout(image.aspect_ratio_id)).collect();
         let mut x = self.embed(images, &layouts, observer.as_deref_mut().map(|o| o as Observer))?;
@@ -291,13 +296,20 @@ impl VisionTower {
         let attention = BatchedAttention::new(&layouts, Stack::Local, self.path);
         let mut intermediate = Vec::with_capacity(self.config.intermediate_layers.len());
         for (i, layer) in self.local.iter().enumerate() {
-            let input = x;
-            x = layer.forward(&input, &attention, self.config.attention_heads)?;
+            // In the order of the list, which need not be ascending. Copies: layers overwrite their input.
+            let mut keep = |x: &Tensor| -> Result<()> {
+                for (slot, _) in self.config.intermediate_layers.iter().enumerate().filter(|(_, l)| **l == i) {
+                    intermediate.push((slot, x.copy()?));
+                }
+                Ok(())
+            };
+            if !self.reference.takes_layer_output() {
+                keep(&x)?;
+            }
+            x = layer.forward(x, &attention, self.config.attention_heads)?;
             observe(&format!("local{i}"), &x, Stack::Local)?;
-            let state = if self.reference.takes_layer_output() { &x } else { &input };
-            // In the order of the list, which need not be ascending.
-            for (slot, _) in self.config.intermediate_layers.iter().enumerate().filter(|(_, l)| **l == i) {
-                intermediate.push((slot, state.clone()));
+            if self.reference.takes_layer_output() {
+                keep(&x)?;
             }
         }
         intermediate.sort_by_key(|(slot, _)| *slot);
@@ -308,29 +320,21 @@ impl VisionTower {
         observe("after_post_tile", &x, Stack::Global)?;
         let attention = BatchedAttention::new(&layouts, Stack::Global, self.path);
         for (i, layer) in self.global.iter().enumerate() {
-            x = layer.forward(&x, &attention, self.config.attention_heads)?;
+            x = layer.forward(x, &attention, self.config.attention_heads)?;
             observe(&format!("global{i}"), &x, Stack::Global)?;
         }
 
+        let intermediate: Vec<_> = intermediate.into_iter().map(|(_, state)| state).collect();
         let (mut local_start, mut global_start) = (0, 0);
-        let mut outputs = Vec::with_capacity(images.len());
-        for layout in &layouts {
-            let tokens = self.output_tokens(layout);
+        Ok(layouts.into_iter().map(move |layout| {
+            let tokens = self.output_tokens(&layout);
             let last = x.narrow(0, global_start, tokens)?;
-            let states: Vec<_> = intermediate
-                .iter()
-                .map(|(_, state)| state.narrow(0, local_start, tokens))
-                .collect::<candle_core::Result<_>>()?;
-            // Feature order of the projector: the final state, then the intermediate ones interleaved.
-            let output = match states.is_empty() {
-                true => last.contiguous()?,
-                false => Tensor::cat(&[&last, &Tensor::stack(&states, 2)?.flatten_from(1)?], 1)?,
-            };
-            outputs.push(output);
+            let states = intermediate.iter().map(|state| state.narrow(0, local_start, tokens));
+            let states = states.collect::<candle_core::Result<Vec<_>>>()?;
             local_start += layout.tokens(Stack::Local);
             global_start += layout.tokens(Stack::Global);
-        }
-        Ok(outputs)
+            interleave(self.path, &last, &states)
+        }))
     }
 
     /// Tokens of an image that text may come to see: unused tiles only where the reference leaks them.
@@ -443,6 +447,15 @@ impl VisionTower {
     }
 }
 
+/// Feature order of the projector: the final state, then the intermediate ones interleaved.
+fn interleave(path: Path, last: &Tensor, states: &[Tensor]) -> Result<Tensor> {
+    match path {
+        Path::Kernels { .. } => Ok(kernels::interleave(last, states)?),
+        Path::Portable { .. } if states.is_empty() => Ok(last.contiguous()?),
+        Path::Portable { .. } => Ok(Tensor::cat(&[last, &Tensor::stack(states, 2)?.flatten_from(1)?], 1)?),
+    }
+}
+
 /// Whether rows `live..` of `[tiles, rows, hidden]` are all the same.
 fn unused_equal(table: &Tensor, live: usize) -> Result<bool> {
     let tiles = table.dim(0)?;
@@ -497,14 +510,35 @@ impl VisionLayer {
         })
     }
 
-    fn forward(&self, x: &Tensor, attention: &BatchedAttention, heads: usize) -> Result<Tensor> {
+    /// May overwrite what shares memory with `x`.
+    fn forward(&self, x: Tensor, attention: &BatchedAttention, heads: usize) -> Result<Tensor> {
         let (tokens, h) = x.dims2()?;
+        if let (Some(heads), Some(layer)) = (attention.path.heads_by_kernel(heads, h / heads), self.packed()) {
+            layer.forward(&heads, &attention.images.iter().map(ImageTokens::rows).collect::<Vec<_>>(), &x)?;
+            return Ok(x);
+        }
         let split = |x: Tensor| x.reshape((tokens, heads, h / heads));
-        let [q, k, v] = self.input_layernorm.then([&self.q, &self.k, &self.v], x)?;
+        let [q, k, v] = self.input_layernorm.then([&self.q, &self.k, &self.v], &x)?;
         let attended = attention.path.vision(&split(q)?, &split(k)?, &split(v)?, &attention.images)?;
         let attended = attended.reshape((tokens, h))?;
-        let x = self.o.forward_residual(attention.path, &attended, x, self.gate_attn)?;
+        let x = self.o.forward_residual(attention.path, &attended, &x, self.gate_attn)?;
         let inner = self.post_attention_layernorm.then_gelu(&self.fc1, &x)?;
         self.fc2.forward_residual(attention.path, &inner, &x, self.gate_ffn)
+    }
+
+    /// For the CPU kernels, if all weights are packed.
+    fn packed(&self) -> Option<EncoderLayer<'_>> {
+        let [q, k, v, o, fc1, fc2] =
+            [&self.q, &self.k, &self.v, &self.o, &self.fc1, &self.fc2].map(|linear| linear.packed(After::Nothing));
+        Some(EncoderLayer {
+            attention_norm: self.input_layernorm.of_input(),
+            qkv: [q?, k?, v?],
+            o: o?,
+            attention_gate: self.gate_attn as f32,
+            mlp_norm: self.post_attention_layernorm.of_input(),
+            fc1: fc1?,
+            fc2: fc2?,
+            mlp_gate: self.gate_ffn as f32,
+        })
     }
 }

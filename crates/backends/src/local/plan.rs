@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 use vgen_core::Fault;
+use vgen_kernels::ROWS_AT_ONCE;
 use vgen_mllama::{Config, CrossKv, Reference, SelfKv};
 
 use super::{LocalOptions, Precision};
@@ -74,11 +75,22 @@ impl MemoryPlan {
         let vision = config.vision.as_ref();
         let tokens = options.step_tokens as u64;
         let per_text_token = 6 * text.hidden_size + 3 * text.intermediate_size;
-        // A layer's results beside the states that are kept; without fused operations more of them are there at a time.
-        let (states, kept) = if precision.portable { (8, 2) } else { (5, 1) };
-        let per_vision_token =
-            vision.map_or(0, |v| states * v.hidden_size + 2 * v.intermediate_size + kept * v.output_size());
-        let vision_tokens = vision.map_or(0, |v| (v.max_num_tiles * (v.patches() + 1) * IMAGES_TOGETHER) as u64);
+        let image_tokens = vision.map_or(0, |v| (v.max_num_tiles * (v.patches() + 1)) as u64);
+        let vision_tokens = image_tokens * IMAGES_TOGETHER as u64;
+        let vision_values = vision.map_or(0, |v| {
+            let (h, inner, output) = (v.hidden_size as u64, v.intermediate_size as u64, v.output_size() as u64);
+            // A layer's results beside the states that are kept; without fused operations more of them are there at a time.
+            if precision.portable {
+                vision_tokens * (8 * h + 2 * inner + 2 * output)
+            } else if precision.in_place {
+                vision_tokens * (5 * h + 2 * inner + output)
+            } else {
+                // Layers work on one image at a time, and on some rows of its feed-forward network.
+                let of_image = 5 * h + output + text.hidden_size as u64;
+                let rows = image_tokens.min(ROWS_AT_ONCE as u64);
+                vision_tokens * (3 * h + output) + image_tokens * of_image + rows * (h + inner)
+            }
+        });
         let patches = vision.map_or(0, |v| v.patches() as u64);
         let max_tiles = vision.map_or(0, |v| v.max_num_tiles as u64);
         let pixels = vision.map_or(0, |v| v.num_channels * v.image_size * v.image_size * size_of::<f32>());
@@ -88,7 +100,7 @@ impl MemoryPlan {
             tokens += FIXED_PIECE as u64;
             // Scores, with something added, as weights, and in the half type.
             let scores = |heads: usize, keys: u64| heads as u64 * QUERY_BLOCK * keys * (3 * 4 + 2);
-            vision_scores = vision.map_or(0, |v| scores(v.attention_heads, vision_tokens / IMAGES_TOGETHER as u64));
+            vision_scores = vision.map_or(0, |v| scores(v.attention_heads, image_tokens));
             let keys = (max_tiles * patches).max(USUAL_TOKENS);
             let gathered = (options.batch_size as u64 * keys).min(GATHERED.max(keys));
             let heads = text.num_attention_heads as u64 * (3 * 4 + 2);
@@ -100,7 +112,7 @@ impl MemoryPlan {
             kv_per_token: SelfKv::bytes_per_token(text, precision.kv),
             cross_kv_per_tile: patches * CrossKv::bytes_per_token(text, precision.kv),
             max_tiles,
-            vision_workspace: vision_tokens * per_vision_token as u64 * size + vision_scores,
+            vision_workspace: vision_values * size + vision_scores,
             text_workspace: tokens * per_text_token as u64 * size
                 + text_attention
                 + (options.batch_size * text.vocab_size * size_of::<f32>()) as u64,

@@ -1,5 +1,7 @@
 //! Self-attention of text: ragged sequences, each over its own store of keys and values.
 
+use std::ops::Range;
+
 use super::Heads;
 use super::tile::{Keys, ROWS_AND_PACK, Rows, attend};
 use crate::cpu::Level;
@@ -40,7 +42,7 @@ impl Rows for CausalRows<'_> {
         self.visible + row / self.heads.group()
     }
 
-    fn bias(&self, _row: usize) -> Option<&[f32]> {
+    fn bias(&self, _row: usize, _keys: Range<usize>) -> Option<&[f32]> {
         None
     }
 }

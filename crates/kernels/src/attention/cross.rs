@@ -1,5 +1,7 @@
 //! Cross-attention: ragged text queries over the keys of images, which many rows may share.
 
+use std::ops::Range;
+
 use super::Heads;
 use super::tile::{Keys, ROWS_AND_PACK, Rows, attend};
 use crate::cpu::Level;
@@ -43,7 +45,7 @@ impl Rows for CrossRows<'_> {
         usize::MAX
     }
 
-    fn bias(&self, _row: usize) -> Option<&[f32]> {
+    fn bias(&self, _row: usize, _keys: Range<usize>) -> Option<&[f32]> {
         None
     }
 }

@@ -94,7 +94,7 @@ impl Heads {
         self.query / self.kv
     }
 
-    fn query_row(&self) -> usize {
+    pub(crate) fn query_row(&self) -> usize {
         self.query * self.dim
     }
 

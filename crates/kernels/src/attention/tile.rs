@@ -1,6 +1,8 @@
 //! One pass: some query rows of one key head over all their keys.
 #![allow(unsafe_code)] // tiles are computed through pointers, results written by several threads
 
+use std::ops::Range;
+
 use super::pack::{Packing, Words, as_words, round_pairs};
 use super::{BLOCK, BLOCK_OF_TILES, Heads};
 use crate::aligned;
@@ -52,8 +54,9 @@ pub(super) trait Rows: Sync {
     fn offset(&self, row: usize) -> usize;
     /// How many keys, counted over all slices, the row may see.
     fn visible(&self, row: usize) -> usize;
-    /// What is added to the row's scores, times log2(e): one value for each key, to the end of the last block.
-    fn bias(&self, row: usize) -> Option<&[f32]>;
+    /// What is added to the row's scores of keys from the first on, times log2(e), if not all of it is zero. Keys are those
+    /// of a block.
+    fn bias(&self, row: usize, keys: Range<usize>) -> Option<&[f32]>;
 }
 
 /// `out += p[rows, BLOCK] · v[keys, width]` on top of `out * factor`:
@@ -149,9 +152,10 @@ pub(super) unsafe fn attend<T: Element, R: Rows>(
                         }
                     }
                     let scores = &mut scores[..(end - start) * block_keys];
-                    let is_plain = |r| rows.bias(r).is_none() && rows.visible(r) >= before + first + block_keys;
+                    let of_block = before + first..before + first + block_keys;
+                    let is_plain = |r| rows.bias(r, of_block.clone()).is_none() && rows.visible(r) >= of_block.end;
                     if keys < block_keys || !(start..end).all(is_plain) {
-                        adjust(level, scores, (start, before + first), (keys, block_keys), rows);
+                        adjust(level, scores, start, (of_block, keys), rows);
                     }
                     let running = Running {
                         bases: &mut bases[start..end],
@@ -212,25 +216,25 @@ fn add_values(
 }
 
 by_level! {
-    /// Adds the rows' biases to a block of scores, and hides what a row may not see. `first` is the number of the first
-    /// row and of the first key; `keys` are there of those of a block.
-    fn adjust(scores: &mut [f32], first: (usize, usize), keys: (usize, usize), rows: &dyn Rows) = adjust_body
+    /// Adds the rows' biases to a block of scores, and hides what a row may not see. `first_row` is the number of the first
+    /// row, `keys` are the block's, and how many of them are there.
+    fn adjust(scores: &mut [f32], first_row: usize, keys: (Range<usize>, usize), rows: &dyn Rows) = adjust_body
 }
 
 #[inline(always)]
 fn adjust_body<const FUSED: bool>(
     scores: &mut [f32],
-    (first_row, first): (usize, usize),
-    (keys, of_block): (usize, usize),
+    first_row: usize,
+    (of_block, keys): (Range<usize>, usize),
     rows: &dyn Rows,
 ) {
-    for (r, row) in scores.chunks_exact_mut(of_block).enumerate() {
-        if let Some(bias) = rows.bias(first_row + r) {
-            for (score, bias) in row.iter_mut().zip(&bias[first..]) {
+    for (r, row) in scores.chunks_exact_mut(of_block.len()).enumerate() {
+        if let Some(bias) = rows.bias(first_row + r, of_block.clone()) {
+            for (score, bias) in row.iter_mut().zip(bias) {
                 *score += bias;
             }
         }
-        let seen = rows.visible(first_row + r).saturating_sub(first).min(keys);
+        let seen = rows.visible(first_row + r).saturating_sub(of_block.start).min(keys);
         row[seen..].fill(f32::NEG_INFINITY);
     }
 }

@@ -1,5 +1,7 @@
 //! Attention of one image's tokens among themselves.
 
+use std::ops::Range;
+
 use super::Heads;
 use super::pack::Packing;
 use super::tile::{Keys, Rows, attend, rows_of_pass};
@@ -15,8 +17,23 @@ struct VisionRows<'a> {
     head: usize,
     tokens: usize,
     pad: Option<&'a [bool]>,
-    bias: Option<&'a [f32]>,
-    bias_of_pad: Option<&'a [f32]>,
+    bias: &'a Biases,
+    bias_of_pad: &'a Biases,
+}
+
+/// What is added to scores, in the units of exp2.
+struct Biases {
+    /// One for each key, to the end of the last block.
+    of_keys: Vec<f32>,
+    /// The first that is not zero.
+    first: usize,
+}
+
+impl Biases {
+    fn new(of_keys: Vec<f32>) -> Self {
+        let first = of_keys.iter().position(|bias| *bias != 0.0).unwrap_or(of_keys.len());
+        Self { of_keys, first }
+    }
 }
 
 impl Rows for VisionRows<'_> {
@@ -28,11 +45,12 @@ impl Rows for VisionRows<'_> {
         self.tokens
     }
 
-    fn bias(&self, row: usize) -> Option<&[f32]> {
-        match self.pad {
+    fn bias(&self, row: usize, keys: Range<usize>) -> Option<&[f32]> {
+        let biases = match self.pad {
             Some(pad) if pad[self.first + row] => self.bias_of_pad,
             _ => self.bias,
-        }
+        };
+        (keys.end > biases.first).then(|| &biases.of_keys[keys])
     }
 }
 
@@ -86,22 +104,15 @@ pub(super) fn vision_attention_at(
 
     let packing = Packing { d: heads.dim, words: heads.words(level) };
     let block_keys = packing.keys();
-    // Biases in the units of exp2, for ordinary and for padding queries, filled up to whole blocks.
+    // For ordinary and for padding queries, filled up to whole blocks.
     let padded = tokens.next_multiple_of(block_keys);
-    let bias = key_bias.map(|bias| {
-        let mut bias: Vec<f32> = bias.iter().map(|b| b * LOG2_E).collect();
-        bias.resize(padded, 0.0);
-        bias
-    });
-    let bias_of_pad = pad.map(|pad| {
-        let mut blocked = bias.clone().unwrap_or_else(|| vec![0.0; padded]);
-        for (b, pad) in blocked.iter_mut().zip(pad) {
-            if *pad {
-                *b = f32::NEG_INFINITY;
-            }
-        }
-        blocked
-    });
+    let mut bias: Vec<f32> = key_bias.unwrap_or_default().iter().map(|bias| bias * LOG2_E).collect();
+    bias.resize(padded, 0.0);
+    let mut bias_of_pad = bias.clone();
+    for (bias, _) in bias_of_pad.iter_mut().zip(pad.unwrap_or_default()).filter(|(_, pad)| **pad) {
+        *bias = f32::NEG_INFINITY;
+    }
+    let (bias, bias_of_pad) = (Biases::new(bias), Biases::new(bias_of_pad));
 
     // Keys are packed once for all passes, block by block over all heads, as they lie in memory.
     let (k_size, v_size) = packing.sizes();
@@ -133,15 +144,7 @@ pub(super) fn vision_attention_at(
         let shared = Shared(out.as_mut_ptr());
         threads::run(threads, passes * heads.query, |task| {
             let (head, first) = (task / passes, task % passes * rows_of_pass);
-            let rows = VisionRows {
-                heads,
-                first,
-                head,
-                tokens,
-                pad,
-                bias: bias.as_deref(),
-                bias_of_pad: bias_of_pad.as_deref(),
-            };
+            let rows = VisionRows { heads, first, head, tokens, pad, bias: &bias, bias_of_pad: &bias_of_pad };
             let (k, v) = packed[head * head_size..(head + 1) * head_size].split_at(blocks * k_size);
             let keys: Keys<'_, f32> = Keys::Packed { k, v, len: tokens };
             let count = rows_of_pass.min(tokens - first);
