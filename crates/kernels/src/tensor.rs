@@ -202,7 +202,7 @@ pub fn linear_each(x: &Tensor, norm: Option<InputNorm<'_>>, layers: &[Layer<'_>]
         .collect()
 }
 
-/// [`encoder::EncoderLayer`]; nothing comes after a product but what belongs there.
+/// [`encoder::EncoderLayer`]. What a [`Layer`] names to come after its product is not looked at: the place says it.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)] // as there
 pub struct EncoderLayer<'a> {
