@@ -86,6 +86,20 @@ static FREE: Mutex<Vec<Aligned>> = Mutex::new(Vec::new());
 /// Scratch buffers kept for the next call; more are given back to the system.
 const KEPT: usize = 8;
 
+/// [`with_scratch`] for numbers, in parts of the given sizes; each starts on a cache line.
+pub(crate) fn with_parts<T, const N: usize>(sizes: [usize; N], body: impl FnOnce([&mut [f32]; N]) -> T) -> T {
+    let whole_lines = |size: usize| size.next_multiple_of(size_of::<Line>() / size_of::<f32>());
+    let room: usize = sizes.iter().map(|&size| whole_lines(size)).sum();
+    with_scratch(room * size_of::<f32>(), |scratch| {
+        let mut rest = scratch.as_mut_slice::<f32>();
+        body(sizes.map(|size| {
+            let (part, tail) = std::mem::take(&mut rest).split_at_mut(whole_lines(size));
+            rest = tail;
+            &mut part[..size]
+        }))
+    })
+}
+
 /// Runs `body` with scratch space of at least `bytes` bytes of unspecified content, reused between calls.
 pub(crate) fn with_scratch<T>(bytes: usize, body: impl FnOnce(&mut Aligned) -> T) -> T {
     let fitting = {

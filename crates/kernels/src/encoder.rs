@@ -14,16 +14,16 @@ use crate::norm::{Norm, cut};
 use crate::product::ROWS_AT_ONCE;
 use crate::threads;
 
-/// A product and what is added to it.
+/// A product and what is added to it, by slices or by tensors.
 #[derive(Clone, Copy, Debug)]
-pub struct Affine<'a> {
+pub struct Affine<'a, Values> {
     /// The weights.
     pub linear: &'a PackedLinear,
     /// Added to every row.
-    pub bias: Option<&'a [f32]>,
+    pub bias: Option<Values>,
 }
 
-impl Affine<'_> {
+impl Affine<'_, &[f32]> {
     fn plain<'a>(&'a self, out: &'a mut [f32]) -> Product<'a> {
         Product { linear: self.linear, out, epilogue: self.bias.map_or(Epilogue::None, Epilogue::Bias) }
     }
@@ -38,22 +38,24 @@ impl Affine<'_> {
 }
 
 /// `x += gate · o(attention(q, k, v))` of the norm of `x`, then `x += gate · fc2(gelu(fc1))` of another norm of `x`.
+///
+/// Of slices ([`Norm`] and [`Affine`]), or of tensors ([`crate::tensor::InputNorm`]).
 #[derive(Clone, Copy, Debug)]
-pub struct EncoderLayer<'a> {
+pub struct EncoderLayer<Norm, Affine> {
     /// Of the attention's input.
-    pub attention_norm: Norm<'a>,
+    pub attention_norm: Norm,
     /// Queries, keys and values.
-    pub qkv: [Affine<'a>; 3],
+    pub qkv: [Affine; 3],
     /// The attention's output.
-    pub o: Affine<'a>,
+    pub o: Affine,
     /// The attention's gate.
     pub attention_gate: f32,
     /// Of the network's input.
-    pub mlp_norm: Norm<'a>,
+    pub mlp_norm: Norm,
     /// The network's first product.
-    pub fc1: Affine<'a>,
+    pub fc1: Affine,
     /// Its second one.
-    pub fc2: Affine<'a>,
+    pub fc2: Affine,
     /// Its gate.
     pub mlp_gate: f32,
 }
@@ -69,7 +71,18 @@ pub struct ImageRows<'a> {
     pub key_bias: &'a [f32],
 }
 
-impl EncoderLayer<'_> {
+impl ImageRows<'_> {
+    /// Attention among the image's rows. `q`, `k`, `v` and `out` have no others, `[rows, heads · d]`.
+    ///
+    /// # Errors
+    /// As [`vision_attention`].
+    pub fn attend(&self, heads: &Heads, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) -> Result<()> {
+        let padding: Vec<bool> = (0..self.rows.len()).map(|row| row >= self.live).collect();
+        vision_attention(q, k, v, heads, Some(self.key_bias), Some(&padding), out)
+    }
+}
+
+impl EncoderLayer<Norm<'_>, Affine<'_, &[f32]>> {
     /// Overwrites the images' rows of `x`, `[rows, heads · d]`. The bits are those of single steps.
     ///
     /// # Errors
@@ -94,20 +107,13 @@ impl EncoderLayer<'_> {
         if rows * width == 0 {
             return Ok(());
         }
-        let some = ROWS_AT_ONCE.min(rows);
-        let (whole, some_sizes) = (rows * width, [some * width, some * inner_width]);
-        aligned::with_scratch((4 * whole + some_sizes.iter().sum::<usize>()) * size_of::<f32>(), |scratch| {
-            let (wholes, rest) = scratch.as_mut_slice::<f32>().split_at_mut(4 * whole);
-            let (between, inner) = rest.split_at_mut(some_sizes[0]);
-            let (projected, attended) = wholes.split_at_mut(3 * whole);
-            let (q, rest) = projected.split_at_mut(whole);
-            let (k, v) = rest.split_at_mut(whole);
-
+        let (whole, some) = (rows * width, ROWS_AT_ONCE.min(rows));
+        let sizes = [whole, whole, whole, whole, some * width, some * inner_width];
+        aligned::with_parts(sizes, |[q, k, v, attended, between, inner]| {
             let [to_q, to_k, to_v] = &self.qkv;
             let products = &mut [to_q.plain(q), to_k.plain(k), to_v.plain(v)];
             forward_each(x, rows, Some(self.attention_norm), products)?;
-            let padding: Vec<bool> = (0..rows).map(|row| row >= image.live).collect();
-            vision_attention(q, k, v, heads, Some(image.key_bias), Some(&padding), attended)?;
+            image.attend(heads, q, k, v, attended)?;
 
             for (x, attended) in x.chunks_mut(some * width).zip(attended.chunks(some * width)) {
                 let rows = x.len() / width;
@@ -201,7 +207,7 @@ mod tests {
             });
             layer.forward(&heads, &images, &mut found).unwrap();
 
-            let run = |x: &[f32], norm: Option<Norm<'_>>, affine: &Affine<'_>, epilogue: Epilogue<'_>| {
+            let run = |x: &[f32], norm: Option<Norm<'_>>, affine: &Affine<'_, &[f32]>, epilogue: Epilogue<'_>| {
                 let normed = norm.map(|norm| norm.of(x).unwrap());
                 let (x, rows) = (normed.as_deref().unwrap_or(x), x.len() / affine.linear.k_in());
                 let mut out = vec![0.0; rows * affine.linear.n_out()];

@@ -9,7 +9,7 @@ use candle_core::{CpuStorage, Device, Error, InplaceOp1, Layout, Result, Storage
 
 use crate::activation;
 use crate::attention::{self, CausalSequence, CrossSpan, Heads};
-use crate::encoder::{self, Affine, ImageRows};
+use crate::encoder::{self, Affine, EncoderLayer, ImageRows};
 use crate::epilogue::Epilogue;
 use crate::linear::{Element, PackedLinear, Product};
 use crate::norm::{self, Norm};
@@ -202,36 +202,22 @@ pub fn linear_each(x: &Tensor, norm: Option<InputNorm<'_>>, layers: &[Layer<'_>]
         .collect()
 }
 
-/// [`encoder::EncoderLayer`]. What a [`Layer`] names to come after its product is not looked at: the place says it.
-#[derive(Clone, Copy, Debug)]
-#[allow(missing_docs)] // as there
-pub struct EncoderLayer<'a> {
-    pub attention_norm: InputNorm<'a>,
-    pub qkv: [Layer<'a>; 3],
-    pub o: Layer<'a>,
-    pub attention_gate: f32,
-    pub mlp_norm: InputNorm<'a>,
-    pub fc1: Layer<'a>,
-    pub fc2: Layer<'a>,
-    pub mlp_gate: f32,
-}
-
-impl EncoderLayer<'_> {
-    /// [`encoder::EncoderLayer::forward`] on `x`, `[rows, heads · d]`, and on all tensors that share its memory.
+impl EncoderLayer<InputNorm<'_>, Affine<'_, &Tensor>> {
+    /// [`EncoderLayer::forward`] on `x`, `[rows, heads · d]`, and on all tensors that share its memory.
     ///
     /// # Errors
     /// If a tensor is no contiguous f32 tensor in CPU memory or the sizes don't fit.
-    pub fn forward(&self, heads: &Heads, images: &[ImageRows<'_>], x: &Tensor) -> Result<()> {
+    pub fn forward_tensor(&self, heads: &Heads, images: &[ImageRows<'_>], x: &Tensor) -> Result<()> {
         let [q, k, v] = self.qkv;
-        let layers = [q, k, v, self.o, self.fc1, self.fc2];
-        let held = hold(layers.map(|layer| layer.bias))?;
+        let all = [q, k, v, self.o, self.fc1, self.fc2];
+        let held = hold(all.map(|affine| affine.bias))?;
         let (attention_norm, mlp_norm) = (hold(self.attention_norm.tensors())?, hold(self.mlp_norm.tensors())?);
         let mut biases = elements(&held)?.into_iter();
-        let [q, k, v, o, fc1, fc2] = layers.map(|Layer { linear, bias, .. }| {
+        let [q, k, v, o, fc1, fc2] = all.map(|Affine { linear, bias }| {
             let elements = biases.next().unwrap_or_default();
             Affine { linear, bias: bias.map(|_| elements) }
         });
-        let layer = encoder::EncoderLayer {
+        let layer = EncoderLayer {
             attention_norm: self.attention_norm.with(elements(&attention_norm)?),
             qkv: [q, k, v],
             o,

@@ -14,7 +14,7 @@ use candle_core::quantized::QTensor;
 use candle_core::{DType, Layout, Storage, Tensor, WithDType};
 use vgen_kernels::Element;
 use vgen_kernels::attention::{CausalSequence, CrossSpan, Heads, ImageKeys, Inside};
-use vgen_kernels::attention::{causal_attention, cross_attention, vision_attention};
+use vgen_kernels::attention::{causal_attention, cross_attention};
 use vgen_kernels::encoder::ImageRows;
 
 use crate::error::Result;
@@ -324,9 +324,8 @@ fn vision_by_kernel(inside: Inside, q: &Tensor, k: &Tensor, v: &Tensor, images: 
     let mut out = vec![0.0; q_values.len()];
     for image in images {
         let part = image.start * row..(image.start + image.tokens) * row;
-        let padding: Vec<bool> = (0..image.tokens).map(|token| token >= image.live).collect();
         let (q, k, v) = (&q_values[part.clone()], &k_values[part.clone()], &v_values[part.clone()]);
-        vision_attention(q, k, v, &heads, Some(&image.key_bias), Some(&padding), &mut out[part])?;
+        image.rows().attend(&heads, q, k, v, &mut out[part])?;
     }
     Ok(Tensor::from_vec(out, q.shape(), q.device())?)
 }

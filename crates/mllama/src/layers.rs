@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
+use vgen_kernels::encoder::Affine;
 use vgen_kernels::quant::BlockFormat;
 use vgen_kernels::tensor::{self as kernels, After, InputNorm, Layer};
 use vgen_kernels::{Format, PackedLinear};
@@ -188,18 +189,23 @@ impl Linear {
 
     /// `h + gate * forward(x)`.
     pub(crate) fn forward_residual(&self, path: Path, x: &Tensor, h: &Tensor, gate: f64) -> Result<Tensor> {
-        match self.packed(After::Residual { h, gate: gate as f32 }) {
+        match self.packed_with(After::Residual { h, gate: gate as f32 }) {
             Some(layer) => Ok(kernels::linear_each(x, None, &[layer])?.swap_remove(0)),
             None => add_gated(path, h, gate, &self.forward(x)?),
         }
     }
 
     /// For the CPU kernels, if the weight is packed.
-    pub(crate) fn packed<'a>(&'a self, after: After<'a>) -> Option<Layer<'a>> {
+    pub(crate) fn packed(&self) -> Option<Affine<'_, &Tensor>> {
         match &self.weight {
-            Weight::Packed(linear) => Some(Layer { linear, bias: self.bias.as_ref(), after }),
+            Weight::Packed(linear) => Some(Affine { linear, bias: self.bias.as_ref() }),
             _ => None,
         }
+    }
+
+    /// The same, with what comes then.
+    fn packed_with<'a>(&'a self, after: After<'a>) -> Option<Layer<'a>> {
+        self.packed().map(|Affine { linear, bias }| Layer { linear, bias, after })
     }
 
     /// `wide` is `x` in f32, where other layers need it too.
@@ -249,7 +255,7 @@ fn products<const N: usize>(
     after: After<'_>,
     x: &Tensor,
 ) -> Result<[Tensor; N]> {
-    let packed: Option<Vec<Layer<'_>>> = layers.iter().map(|layer| layer.packed(after)).collect();
+    let packed: Option<Vec<Layer<'_>>> = layers.iter().map(|layer| layer.packed_with(after)).collect();
     let outs = match packed {
         Some(packed) => kernels::linear_each(x, norm.map(Norm::of_input), &packed)?,
         None => {

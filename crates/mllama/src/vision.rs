@@ -24,7 +24,8 @@ use std::cell::OnceCell;
 
 use candle_core::{DType, Device, Tensor};
 use vgen_core::PixelTiles;
-use vgen_kernels::tensor::{self as kernels, After, EncoderLayer};
+use vgen_kernels::encoder::{Affine, EncoderLayer};
+use vgen_kernels::tensor::{self as kernels, InputNorm};
 
 use crate::attention::{ImageTokens, Path};
 use crate::config::VisionConfig;
@@ -514,7 +515,7 @@ impl VisionLayer {
     fn forward(&self, x: Tensor, attention: &BatchedAttention, heads: usize) -> Result<Tensor> {
         let (tokens, h) = x.dims2()?;
         if let (Some(heads), Some(layer)) = (attention.path.heads_by_kernel(heads, h / heads), self.packed()) {
-            layer.forward(&heads, &attention.images.iter().map(ImageTokens::rows).collect::<Vec<_>>(), &x)?;
+            layer.forward_tensor(&heads, &attention.images.iter().map(ImageTokens::rows).collect::<Vec<_>>(), &x)?;
             return Ok(x);
         }
         let split = |x: Tensor| x.reshape((tokens, heads, h / heads));
@@ -527,17 +528,15 @@ impl VisionLayer {
     }
 
     /// For the CPU kernels, if all weights are packed.
-    fn packed(&self) -> Option<EncoderLayer<'_>> {
-        let [q, k, v, o, fc1, fc2] =
-            [&self.q, &self.k, &self.v, &self.o, &self.fc1, &self.fc2].map(|linear| linear.packed(After::Nothing));
+    fn packed(&self) -> Option<EncoderLayer<InputNorm<'_>, Affine<'_, &Tensor>>> {
         Some(EncoderLayer {
             attention_norm: self.input_layernorm.of_input(),
-            qkv: [q?, k?, v?],
-            o: o?,
+            qkv: [self.q.packed()?, self.k.packed()?, self.v.packed()?],
+            o: self.o.packed()?,
             attention_gate: self.gate_attn as f32,
             mlp_norm: self.post_attention_layernorm.of_input(),
-            fc1: fc1?,
-            fc2: fc2?,
+            fc1: self.fc1.packed()?,
+            fc2: self.fc2.packed()?,
             mlp_gate: self.gate_ffn as f32,
         })
     }

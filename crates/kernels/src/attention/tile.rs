@@ -107,14 +107,8 @@ pub(super) unsafe fn attend<T: Element, R: Rows>(
     // SAFETY: words are for tiles only at a level that the machine has.
     #[cfg(target_arch = "x86_64")]
     let _tiles = tiles.then(|| unsafe { crate::x86::amx::Tiles::set_up() });
-    let room: usize = sizes.iter().map(|s| s.next_multiple_of(16)).sum();
-    aligned::with_scratch(room * size_of::<f32>(), |scratch| {
-        let mut rest = scratch.as_mut_slice::<f32>();
-        let [queries, k_space, v_space, scores, weights, sums, bases, totals, factors] = sizes.map(|size| {
-            let (part, tail) = std::mem::take(&mut rest).split_at_mut(size.next_multiple_of(16));
-            rest = tail;
-            &mut part[..size]
-        });
+    aligned::with_parts(sizes, |parts| {
+        let [queries, k_space, v_space, scores, weights, sums, bases, totals, factors] = parts;
         pack_queries(level, heads, packing, q, rows, &blocks, queries);
         sums.fill(0.0);
         bases.fill(f32::MIN);

@@ -46,7 +46,7 @@ struct Component {
     across: usize,
     down: usize,
     factors: [u16; 64],
-    dc: Codes,
+    dc: Arc<HuffmanTable>,
     ac: Codes,
     stride: usize,
     samples: Vec<u8>,
@@ -80,16 +80,14 @@ impl Picture {
         let component = |number: usize| {
             let (info, selector) = (&frame.components[number], header.components.get(number)?);
             let (across, down) = sampling(info);
-            let codes = |tables: &[Option<Arc<HuffmanTable>>], index: u8| {
-                tables.get(usize::from(index))?.as_deref().map(Codes::new)
-            };
+            let codes = |tables: &[Option<Arc<HuffmanTable>>], index: u8| tables.get(usize::from(index))?.clone();
             let stride = units * BLOCK * across;
             (selector.component_id == info.id).then_some(Component {
                 across,
                 down,
                 factors: metadata.quant_tables.get(usize::from(info.quant_table_index))?.as_ref()?.values,
                 dc: codes(&scan.dc_huffman_tables, selector.dc_table_index)?,
-                ac: codes(&scan.ac_huffman_tables, selector.ac_table_index)?,
+                ac: Codes::new(codes(&scan.ac_huffman_tables, selector.ac_table_index)?),
                 stride,
                 samples: vec![0; stride * (KEPT + BLOCK * down)],
             })
@@ -172,7 +170,7 @@ impl Component {
     fn decode(&mut self, bits: &mut Bits<'_>, level: &mut i16, unit: usize, routines: &SimdRoutines) -> Option<()> {
         for (down, across) in (0..self.down).flat_map(|down| (0..self.across).map(move |across| (down, across))) {
             let mut coefficients = [0; BLOCK * BLOCK];
-            *level = level.wrapping_add(self.dc.difference(bits)?);
+            *level = level.wrapping_add(bits.difference(&self.dc)?);
             coefficients[0] = *level;
             self.ac.coefficients(bits, &mut coefficients)?;
             let mut samples = [0; BLOCK * BLOCK];

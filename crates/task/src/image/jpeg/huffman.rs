@@ -1,5 +1,7 @@
 //! The Huffman-coded data of a JPEG file: its bits, and the codes in them (ITU-T T.81, annex F).
 
+use std::sync::Arc;
+
 use libjpeg_turbo_rs::common::huffman_table::HuffmanTable;
 use libjpeg_turbo_rs::common::quant_table::ZIGZAG_ORDER;
 
@@ -85,6 +87,23 @@ impl Bits<'_> {
         (number + (negative & (1 - (1 << size)))) as i16
     }
 
+    /// The next code's symbol.
+    #[inline(always)]
+    fn symbol(&mut self, codes: &HuffmanTable) -> Option<u8> {
+        let (symbol, length) = codes.lookup((self.next >> 48) as u16).ok()?;
+        self.skip(u32::from(length));
+        Some(symbol)
+    }
+
+    /// The difference to the level of the block before; `None` if the data isn't what an encoder writes.
+    pub(super) fn difference(&mut self, codes: &HuffmanTable) -> Option<i16> {
+        self.fill()?;
+        match u32::from(self.symbol(codes)?) {
+            0 => Some(0),
+            size => (size <= LARGEST.0).then(|| self.number(size)),
+        }
+    }
+
     /// Whether all of the segment was read but what fills up its last byte.
     pub(super) fn is_at_end(&self) -> bool {
         let (read, all) = (8 * self.at - self.left as usize, 8 * self.end);
@@ -98,16 +117,16 @@ const LOOKUP_BITS: u32 = 11;
 /// The most bits of the numbers that 8-bit samples lead to: differences of levels, and coefficients.
 const LARGEST: (u32, u32) = (11, 10);
 
-/// The codes of a table.
+/// The codes of coefficients.
 pub(super) struct Codes {
     /// By the next [`LOOKUP_BITS`] bits: a coefficient (16 bits), zeros before it (8 bits), and how many bits they take
     /// (8 bits, from the lowest). 0 if that's more bits, or no coefficient.
     short: [u32; 1 << LOOKUP_BITS],
-    table: HuffmanTable,
+    table: Arc<HuffmanTable>,
 }
 
 impl Codes {
-    pub(super) fn new(table: &HuffmanTable) -> Self {
+    pub(super) fn new(table: Arc<HuffmanTable>) -> Self {
         let short = std::array::from_fn(|index| {
             let word = (index << (16 - LOOKUP_BITS)) as u16;
             let Ok((symbol, length)) = table.lookup(word) else { return 0 };
@@ -119,24 +138,7 @@ impl Codes {
             bits.skip(length);
             u32::from(bits.number(size) as u16) << 16 | zeros << 8 | (length + size)
         });
-        Self { short, table: table.clone() }
-    }
-
-    /// The next code's symbol.
-    #[inline(always)]
-    fn symbol(&self, bits: &mut Bits<'_>) -> Option<u8> {
-        let (symbol, length) = self.table.lookup((bits.next >> 48) as u16).ok()?;
-        bits.skip(u32::from(length));
-        Some(symbol)
-    }
-
-    /// The difference to the level of the block before; `None` if the data isn't what an encoder writes.
-    pub(super) fn difference(&self, bits: &mut Bits<'_>) -> Option<i16> {
-        bits.fill()?;
-        match u32::from(self.symbol(bits)?) {
-            0 => Some(0),
-            size => (size <= LARGEST.0).then(|| bits.number(size)),
-        }
+        Self { short, table }
     }
 
     /// All coefficients of a block but the first; `None` if the data isn't what an encoder writes.
@@ -155,7 +157,7 @@ impl Codes {
                     at += (short >> 8 & 15) as usize;
                     (short >> 16) as i16
                 } else {
-                    match self.symbol(&mut bits)? {
+                    match bits.symbol(&self.table)? {
                         0 => break 'block,
                         ZEROS_ONLY if at + 16 < 64 => {
                             at += 16;
